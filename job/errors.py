@@ -1,0 +1,56 @@
+"""The exceptions that a user may meet.
+
+RayferryError            something failed; its text is what the user reads
+├── SpecError            the job file or a flag is wrong: exit code 2
+├── JobError             the run cannot start or cannot go on: exit code 1
+└── EngineError          the inference engine could not start, or died: exit code 1
+
+A row that fails is not an exception: it is a row in `errors/`.
+"""
+
+
+class RayferryError(Exception):
+    """Base of all: the message says what failed, the value, and what to do next.
+
+    Attributes:
+        exit_code: the process exit code that this failure ends with.
+    """
+
+    exit_code = 1
+
+
+class SpecError(RayferryError):
+    """A job file, a flag or a value in them is not valid."""
+
+    exit_code = 2
+
+
+class JobError(RayferryError):
+    """The run could not start, or ended in a state that must not be called success."""
+
+
+class EngineError(RayferryError):
+    """The inference engine could not start, or stopped working."""
+
+
+def root_line(error: BaseException) -> str:
+    """The innermost cause of `error`, as one line.
+
+    Ray wraps what a task raised in `RayTaskError` and what killed an actor in
+    `ActorDiedError`; the first has the original as its `cause`, the second only
+    quotes its traceback, whose last line is the original.
+    """
+    seen: set[int] = set()
+    while id(error) not in seen:
+        seen.add(id(error))
+        inner = getattr(error, "cause", None) or error.__cause__
+        if not isinstance(inner, BaseException):
+            break
+        error = inner
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    name = type(error).__name__
+    if name in {"ActorDiedError", "RayActorError", "RayTaskError"} and lines:
+        return lines[-1]
+    if isinstance(error, RayferryError):
+        return " ".join(lines)
+    return f"{name}: {lines[0]}" if lines else name

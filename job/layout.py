@@ -1,0 +1,52 @@
+"""Every key under the output URI. The only place that knows them, so laptop and cluster cannot disagree."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The places of one run.
+
+    Attributes:
+        output_uri: the run's prefix, with one slash at its end.
+    """
+
+    output_uri: str
+
+    def __post_init__(self) -> None:
+        """Brings every spelling of one prefix to the same value."""
+        object.__setattr__(self, "output_uri", self.output_uri.rstrip("/") + "/")
+
+    @property
+    def data_uri(self) -> str:
+        """Good rows, as Parquet parts."""
+        return self.output_uri + "data/"
+
+    @property
+    def errors_uri(self) -> str:
+        """Failed rows, as Parquet parts."""
+        return self.output_uri + "errors/"
+
+    @property
+    def meta_uri(self) -> str:
+        """What is known about the run."""
+        return self.output_uri + "_meta/"
+
+    @property
+    def manifest_uri(self) -> str:
+        """Written last: its presence means done."""
+        return self.meta_uri + "manifest.json"
+
+    @property
+    def progress_uri(self) -> str:
+        """Rewritten while the run goes on."""
+        return self.meta_uri + "progress.json"
+
+    @property
+    def spec_uri(self) -> str:
+        """The job file as it ran."""
+        return self.meta_uri + "spec.json"
+
+    def part_name(self, submission_id: str, index: int) -> str:
+        """File name of one part: the same write task gets the same name, so that its retry replaces it."""
+        return f"{submission_id}-{index:06d}.parquet"

@@ -1,0 +1,118 @@
+"""The record of a finished run. Written last: who sees it may read the parts that it lists."""
+
+import hashlib
+import json
+import platform
+import time
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from rayferry.job import VERSION
+from rayferry.job.errors import JobError
+from rayferry.job.progress import Snapshot
+from rayferry.job.sink import Part
+from rayferry.job.spec import JobSpec
+
+SCHEMA_VERSION = 1
+# Keys of the job file that change what a row's answer is.
+_ANSWER_KEYS = {"model", "revision", "task", "sampling"}
+# Engine arguments that only change how fast it comes.
+_SPEED_KEYS = {
+    "tensor_parallel_size", "pipeline_parallel_size", "max_num_seqs", "max_num_batched_tokens", "load_format",
+    "gpu_memory_utilization", "enforce_eager", "enable_prefix_caching", "disable_log_stats", "swap_space",
+    "distributed_executor_backend", "enable_chunked_prefill", "cpu_offload_gb", "async_scheduling",
+}  # fmt: skip
+
+
+def fingerprint(spec: JobSpec, files: list[tuple[str, int]]) -> str:
+    """Hash of all that decides the answers: model, revision, task, sampling, such engine arguments, and the input."""
+    content = spec.model_dump(mode="json", include=_ANSWER_KEYS)
+    content["engine"] = {key: value for key, value in spec.engine.to_kwargs().items() if key not in _SPEED_KEYS}
+    content["input"] = spec.input.model_dump(mode="json", exclude={"anonymous"})
+    content["files"] = files
+    return "sha256:" + hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def build(
+    spec: JobSpec,
+    submission_id: str,
+    *,
+    files: list[tuple[str, int]],
+    parts: list[Part],
+    now: Snapshot,
+    started_at: float,
+) -> dict[str, Any]:
+    """The manifest of a run that went to its end.
+
+    Args:
+        spec: the job as it ran.
+        submission_id: the Ray job that ran it.
+        files: the input.
+        parts: what the write tasks returned.
+        now: what the readers and replicas said.
+        started_at: `time.time()` at the start.
+
+    Raises:
+        JobError: the rows written are not the rows read.
+    """
+    counts = {
+        "total": now.rows_read,
+        "succeeded": sum(part.num_rows for part in parts if part.kind == "data"),
+        "failed": sum(part.num_rows for part in parts if part.kind == "errors"),
+    }
+    if counts["total"] != counts["succeeded"] + counts["failed"]:
+        msg = (
+            f"{counts['total']} rows were read, but {counts['succeeded']} answers and {counts['failed']} errors were "
+            "written; no manifest is made, as the output is not whole; run the job again into another output.uri"
+        )
+        raise JobError(msg)
+    ended_at = time.time()
+    generating_s = ended_at - now.ready_at if now.ready_at else None
+    generated = sum(part.num_generated_tokens for part in parts)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": spec.name,
+        "submission_id": submission_id,
+        "attempts": [submission_id],
+        "output_uri": spec.output.uri,
+        "model": spec.model,
+        "revision": spec.revision,
+        "task": spec.task,
+        "fingerprint": fingerprint(spec, files),
+        "counts": counts,
+        "max_error_rate": spec.on_error.max_error_rate,
+        "tokens": {"input": sum(part.num_input_tokens for part in parts), "generated": generated},
+        "seconds": {
+            "total": round(ended_at - started_at, 3),
+            "load": [round(seconds, 3) for seconds in now.load_s],
+            "generate": None if generating_s is None else round(generating_s, 3),
+        },
+        "tokens_per_s": round(generated / generating_s, 1) if generating_s else None,
+        "started_at": _iso(started_at),
+        "ended_at": _iso(ended_at),
+        "parts": [part.to_json() for part in sorted(parts, key=lambda part: part.uri)],
+        "versions": {
+            "rayferry": VERSION,
+            "python": platform.python_version(),
+            "ray": ray.__version__,
+            "pyarrow": pa.__version__,
+            "vllm": now.vllm,
+        },
+    }
+
+
+def error_rate(manifest: dict[str, Any]) -> float:
+    """Share of the rows that failed, 0 to 1."""
+    total = manifest["counts"]["total"]
+    return float(manifest["counts"]["failed"] / total) if total else 0.0
+
+
+def too_many_errors(manifest: dict[str, Any]) -> bool:
+    """True if more rows failed than the job file allows."""
+    return error_rate(manifest) > float(manifest["max_error_rate"])
+
+
+def _iso(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

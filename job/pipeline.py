@@ -1,0 +1,142 @@
+"""The run: source, predictor, sink, manifest."""
+
+import json
+import time
+from typing import Any
+
+from rayferry.job import RAY_FLOOR
+from rayferry.job.errors import JobError
+from rayferry.job.layout import Layout
+from rayferry.job.log import say
+from rayferry.job.placement import Node, Placement, ReplicaGroups, has_node_types, plan
+from rayferry.job.spec import JobSpec, ReplicaRange
+
+# Rows that should be with an engine at once: twice the most sequences that vLLM runs together by default.
+_ROWS_IN_FLIGHT = {"gpu": 2048, "cpu": 512}
+_MAX_BATCHES_IN_FLIGHT = 64
+
+
+def check_ray(version: str) -> None:
+    """Refuses a Ray that lacks what the pipeline is built on.
+
+    Raises:
+        JobError: the cluster's Ray is older than the floor.
+    """
+    if _release(version) < _release(RAY_FLOOR):
+        msg = f"the cluster runs Ray {version}; Rayferry needs {RAY_FLOOR} or newer: upgrade the cluster's image"
+        raise JobError(msg)
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
+def run(spec: JobSpec, submission_id: str, predictor: type | None = None) -> dict[str, Any]:
+    """Answers every row of the input and writes the manifest.
+
+    Args:
+        spec: the job.
+        submission_id: the Ray job that this process is.
+        predictor: stands in for `LLMPredictor`; for tests of the pipeline without an engine.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        RayferryError: the run cannot start, or cannot end well.
+    """
+    started_at = time.time()
+    import ray
+
+    check_ray(ray.__version__)
+    from rayferry.job import manifest, progress, sink, source, storage  # they import Ray Data
+    from rayferry.job.predictor import LLMPredictor
+
+    layout = Layout(spec.output.uri)
+    for uri in (layout.manifest_uri, layout.data_uri, layout.errors_uri):
+        if storage.exists(uri):
+            msg = f"{layout.output_uri} is not empty ({uri} is there); choose another output.uri, or empty it first"
+            raise JobError(msg)
+    files = storage.list_files(spec.input.uri, anonymous=spec.input.anonymous)
+    for path, _ in files:
+        source.format_of(path, spec.input.format)
+
+    if not ray.is_initialized():
+        ray.init(log_to_driver=True)
+    nodes = [Node.from_resources(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    placement = plan(spec, nodes, autoscaling=_autoscaling())
+    if placement.note:
+        say(placement.note)
+    storage.write_bytes(layout.spec_uri, spec.model_dump_json(indent=1).encode())
+    board = progress.start_board()
+    groups = ReplicaGroups(placement.bundles)
+    parts = sink.PartsDatasink(layout, submission_id, spec.output.rows_per_part, board)
+    size = sum(size for _, size in files)
+    say(f"input: {len(files)} file{'s' * (len(files) > 1)}, {size:,} bytes; model: {spec.model}; task: {spec.task}")
+    _quiet_ray_data()
+    dataset = source.read(spec.input, files, board)
+    dataset = dataset.repartition(target_num_rows_per_block=spec.batch_size)
+    dataset = dataset.map_batches(
+        predictor or LLMPredictor,
+        fn_constructor_kwargs={"spec": spec, "device": placement.device, "progress": board},
+        batch_size=spec.batch_size,
+        batch_format="pyarrow",
+        compute=_pool(spec),
+        **_actor_args(spec, placement, groups),
+    )
+    try:
+        with progress.Reporter(board, layout.progress_uri, len(files), spec.output.preview_rows):
+            dataset.write_datasink(parts)
+    except Exception as error:
+        now = ray.get(board.snapshot.remote())
+        if now.failure:  # told by the replica itself; Ray's error only quotes it
+            raise JobError(now.failure) from error
+        raise
+    finally:
+        groups.remove()
+    now = ray.get(board.snapshot.remote())
+    result = manifest.build(spec, submission_id, files=files, parts=parts.parts, now=now, started_at=started_at)
+    storage.write_bytes(layout.progress_uri, json.dumps(now.to_json()).encode())
+    storage.write_bytes(layout.manifest_uri, json.dumps(result, indent=1).encode())
+    return result
+
+
+def _pool(spec: JobSpec) -> Any:
+    from ray.data import ActorPoolStrategy
+
+    if isinstance(spec.replicas, ReplicaRange):
+        return ActorPoolStrategy(min_size=spec.replicas.min, max_size=spec.replicas.max)
+    return ActorPoolStrategy(size=spec.replicas)
+
+
+def _actor_args(spec: JobSpec, placement: Placement, groups: ReplicaGroups) -> dict[str, Any]:
+    rows = 2 * spec.engine.max_num_seqs if spec.engine.max_num_seqs else _ROWS_IN_FLIGHT[placement.device]
+    # Batches that one engine has at once: enough to keep it full while the slowest row of a batch is awaited.
+    args: dict[str, Any] = {
+        "max_concurrency": max(2, min(_MAX_BATCHES_IN_FLIGHT, -(-rows // spec.batch_size))),
+        **placement.actor_args,
+    }
+    if placement.bundles:
+        args["ray_remote_args_fn"] = groups.as_remote_args_fn()
+    return args
+
+
+def _quiet_ray_data() -> None:
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def _autoscaling() -> bool:
+    """True if the cluster can start further nodes.
+
+    A Ray head that was started by hand runs the autoscaler too, for its status page only: it then calls every
+    node's type `node_<id>`.
+    Source: the key and its content are written by ray/autoscaler/_private/monitor.py.
+    """
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    raw = _internal_kv_get(b"__autoscaling_status")
+    return has_node_types(json.loads(raw)) if raw else False

@@ -1,0 +1,170 @@
+"""What each replica runs on, decided from the job and the cluster's nodes before anything starts."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rayferry.job.errors import JobError
+from rayferry.job.spec import JobSpec
+
+if TYPE_CHECKING:
+    from ray.util.placement_group import PlacementGroup
+
+ACCELERATOR_PREFIX = "accelerator_type:"  # Ray's name for the resource that tells a node's GPU model
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one node of the cluster has in all, used or not.
+
+    Attributes:
+        num_cpus: logical CPUs.
+        num_gpus: GPUs.
+        accelerator_types: Ray's names of its GPU models.
+    """
+
+    num_cpus: float
+    num_gpus: float = 0
+    accelerator_types: frozenset[str] = frozenset()
+
+    @classmethod
+    def from_resources(cls, resources: dict[str, float]) -> "Node":
+        """From Ray's table of a node's resources."""
+        return cls(
+            num_cpus=resources.get("CPU", 0),
+            num_gpus=resources.get("GPU", 0),
+            accelerator_types=frozenset(
+                name.removeprefix(ACCELERATOR_PREFIX) for name in resources if name.startswith(ACCELERATOR_PREFIX)
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The resources of every replica.
+
+    Attributes:
+        device: `gpu` or `cpu`.
+        actor_args: what the actor itself asks of Ray.
+        bundles: the placement group that each replica gets for itself; empty if it needs none.
+        note: what a user should know about the choice, or "".
+    """
+
+    device: str
+    actor_args: dict[str, Any]
+    bundles: list[dict[str, float]] = field(default_factory=list)
+    note: str = ""
+
+
+def plan(spec: JobSpec, nodes: Sequence[Node], *, autoscaling: bool) -> Placement:
+    """Chooses GPUs or CPUs for the replicas, and refuses what can never be scheduled.
+
+    One GPU a replica: `num_gpus=1`. More: `num_gpus=0` for the actor and a placement group of one bundle per
+    worker, all on one node. No GPU: a share of a node's CPUs.
+
+    Args:
+        spec: the job.
+        nodes: the nodes that are there now.
+        autoscaling: the cluster can start further nodes, of which nothing is known.
+
+    Raises:
+        JobError: no node can hold a replica, or not all of them fit.
+    """
+    has_gpus = any(node.num_gpus for node in nodes)
+    if spec.resources.device == "cpu" or (spec.resources.device == "auto" and not has_gpus and not autoscaling):
+        return _on_cpus(spec, nodes)
+    size = spec.engine.world_size
+    kind = spec.resources.accelerator_type
+    fit = [node for node in nodes if kind is None or kind in node.accelerator_types]
+    if not autoscaling:
+        _check_gpus(spec, fit, nodes)
+    extra: dict[str, Any] = {"accelerator_type": kind} if kind else {}
+    note = "" if has_gpus else "no node has a GPU yet: waiting for the autoscaler (resources.device: cpu takes CPUs)"
+    if size == 1:
+        return Placement("gpu", {"num_gpus": 1} | extra, note=note)
+    bundle: dict[str, float] = {"GPU": 1, "CPU": 1}
+    if kind:
+        bundle[ACCELERATOR_PREFIX + kind] = 0.001
+    return Placement("gpu", {"num_gpus": 0}, [bundle] * size, note)
+
+
+def _check_gpus(spec: JobSpec, fit: Sequence[Node], nodes: Sequence[Node]) -> None:
+    size, kind = spec.engine.world_size, spec.resources.accelerator_type
+    what = f"tensor_parallel_size={spec.engine.tensor_parallel_size}"
+    if spec.engine.pipeline_parallel_size > 1:
+        what += f" x pipeline_parallel_size={spec.engine.pipeline_parallel_size}"
+    gpus = f"{kind} GPUs" if kind else "GPUs"
+    largest = max((node.num_gpus for node in fit), default=0)
+    if largest < size:
+        have = sorted({name for node in nodes for name in node.accelerator_types})
+        msg = f"{what} needs {size} {gpus} on one node, and no node has more than {largest:g}"
+        msg += f" (the cluster has: {', '.join(have)})" if kind and have else ""
+        raise JobError(msg + "; lower it, or use a cluster with larger nodes")
+    places = sum(int(node.num_gpus // size) for node in fit)
+    if places < spec.min_replicas:
+        msg = (
+            f"replicas={spec.min_replicas} of {size} {gpus} each do not fit: "
+            f"the cluster has room for {places}; lower replicas, or add nodes"
+        )
+        raise JobError(msg)
+    if size > 1 and sum(node.num_cpus for node in nodes) < spec.min_replicas * size + 1:
+        msg = (
+            f"{spec.min_replicas * size + 1} CPUs are needed (one beside each GPU and one to read and write), "
+            f"the cluster has {sum(node.num_cpus for node in nodes):g}; lower replicas, or add nodes"
+        )
+        raise JobError(msg)
+
+
+def _on_cpus(spec: JobSpec, nodes: Sequence[Node]) -> Placement:
+    if spec.engine.world_size > 1:
+        msg = (
+            f"tensor_parallel_size={spec.engine.tensor_parallel_size} needs GPUs, and no node has any; "
+            "set it to 1, or use a cluster with GPUs (resources.device: gpu if it starts them on demand)"
+        )
+        raise JobError(msg)
+    # One CPU of the cluster stays free to read and write; on a single one nothing is reserved.
+    per_node = -(-spec.min_replicas // max(1, len(nodes)))
+    smallest = min((node.num_cpus for node in nodes if node.num_cpus), default=1)
+    cpus = max(0, int((smallest - 1) // per_node))
+    chosen = spec.resources.device == "cpu"
+    note = "" if chosen else "no GPU on this cluster: "
+    return Placement("cpu", {"num_cpus": cpus}, note=f"{note}each replica runs on CPUs ({cpus} reserved)")
+
+
+def has_node_types(status: dict[str, Any]) -> bool:
+    """Reads the autoscaler's status, as the cluster keeps it or as its dashboard shows it."""
+    report = status.get("autoscaler_report") or status.get("autoscalerReport") or {}
+    active = report.get("active_nodes") or report.get("activeNodes") or {}
+    idle = report.get("idle_nodes") or report.get("idleNodes") or {}
+    return any(not name.startswith("node") for name in {**active, **idle})
+
+
+class ReplicaGroups:
+    """Placement groups, one for every replica, made as Ray Data makes the replicas' actors.
+
+    Source: https://docs.ray.io/en/latest/ray-core/scheduling/placement-group.html
+    """
+
+    def __init__(self, bundles: list[dict[str, float]]) -> None:
+        self._bundles = bundles
+        self._groups: list[PlacementGroup] = []
+
+    def as_remote_args_fn(self) -> Callable[[], dict[str, Any]]:
+        """What `map_batches` calls for each new actor: its own group, its children in it too."""
+        from ray.util.placement_group import placement_group  # noqa: PLC0415  # the laptop plans without Ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # noqa: PLC0415
+
+        def make() -> dict[str, Any]:
+            group = placement_group(self._bundles, strategy="STRICT_PACK")
+            self._groups.append(group)
+            strategy = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
+            return {"scheduling_strategy": strategy}
+
+        return make
+
+    def remove(self) -> None:
+        """Gives all of them back."""
+        from ray.util.placement_group import remove_placement_group  # noqa: PLC0415
+
+        while self._groups:
+            remove_placement_group(self._groups.pop())

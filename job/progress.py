@@ -1,0 +1,182 @@
+"""What is known of a run while it goes on: told by tasks and replicas, shown in the job's log and in S3."""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rayferry.job import storage
+from rayferry.job.errors import root_line
+from rayferry.job.log import say
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+_LOG_EVERY_S = 10.0
+_SAVE_EVERY_S = 30.0
+SCHEMA_VERSION = 1
+
+
+@dataclass
+class Snapshot:
+    """The run at one moment.
+
+    Attributes:
+        rows_read: input rows in the files read to their end.
+        files_read: number of those files.
+        succeeded: rows in data parts.
+        failed: rows in errors parts.
+        num_input_tokens: prompt tokens of the rows in data parts.
+        num_generated_tokens: generated tokens of those rows.
+        load_s: seconds that each ready replica took to load its model.
+        ready_at: when the first replica became ready, as `time.time()` of the driver's node, or None.
+        vllm: version of vLLM, once a replica is ready.
+        failure: why a replica could not go on, if one could not.
+        preview: a few first answers.
+    """
+
+    rows_read: int = 0
+    files_read: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    num_input_tokens: int = 0
+    num_generated_tokens: int = 0
+    load_s: list[float] = field(default_factory=list)
+    ready_at: float | None = None
+    vllm: str | None = None
+    failure: str | None = None
+    preview: list[dict[str, str]] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The counts, without what rows say."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "rows_read": self.rows_read,
+            "succeeded": self.succeeded,
+            "failed": self.failed,
+            "num_input_tokens": self.num_input_tokens,
+            "num_generated_tokens": self.num_generated_tokens,
+            "replicas": len(self.load_s),
+        }
+
+
+class Board:
+    """Collects. A message that comes twice, from a task tried again, counts once."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, int] = {}
+        self._parts: dict[str, list[dict[str, Any]]] = {}
+        self._now = Snapshot()
+
+    def file_read(self, path: str, num_rows: int) -> None:
+        """A file was read to its end."""
+        self._files[path] = num_rows
+
+    def parts_written(self, name: str, parts: list[dict[str, Any]], preview: list[dict[str, str]]) -> None:
+        """A write task finished with these parts."""
+        self._parts[name] = parts
+        if not self._now.preview:
+            self._now.preview = preview
+
+    def replica_ready(self, load_s: float, vllm: str) -> None:
+        """A replica has its model."""
+        self._now.load_s.append(load_s)
+        self._now.vllm = vllm
+        self._now.ready_at = self._now.ready_at or time.time()
+
+    def failed(self, reason: str) -> None:
+        """A replica cannot go on. The first reason is the one to tell."""
+        self._now.failure = self._now.failure or reason
+
+    def snapshot(self) -> Snapshot:
+        """All of it, summed up."""
+        now = self._now
+        now.rows_read = sum(self._files.values())
+        now.files_read = len(self._files)
+        parts = [part for parts in self._parts.values() for part in parts]
+        now.succeeded = sum(part["num_rows"] for part in parts if part["kind"] == "data")
+        now.failed = sum(part["num_rows"] for part in parts if part["kind"] == "errors")
+        now.num_input_tokens = sum(part["num_input_tokens"] for part in parts)
+        now.num_generated_tokens = sum(part["num_generated_tokens"] for part in parts)
+        return now
+
+
+def start_board() -> "ActorHandle[Any]":
+    """Starts the board on the driver's own node, where no spot instance is taken away under it."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
+
+
+class Reporter:
+    """A thread that says how far the run is, for as long as the `with` block takes."""
+
+    def __init__(self, board: "ActorHandle[Any]", uri: str, num_files: int, preview_rows: int) -> None:
+        """Prepares.
+
+        Args:
+            board: whom to ask.
+            uri: the object to rewrite with the counts.
+            num_files: files that the input has.
+            preview_rows: first answers to quote, or 0.
+        """
+        self._board = board
+        self._uri = uri
+        self._num_files = num_files
+        self._preview_rows = preview_rows
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="rayferry-progress", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._ended.set()
+        self._thread.join(timeout=_LOG_EVERY_S)
+
+    def _run(self) -> None:
+        logged = saved = time.monotonic()
+        last = Snapshot()
+        while not self._ended.wait(1.0):
+            try:
+                now: Snapshot = ray.get(self._board.snapshot.remote(), timeout=_LOG_EVERY_S)
+            except ray.exceptions.RayError as error:
+                say(f"progress is not known just now ({root_line(error)})")
+                continue
+            if len(now.load_s) > len(last.load_s):
+                ready = len(now.load_s)
+                say(f"{ready} replica{'s' * (ready > 1)} ready (model loaded in {max(now.load_s):.0f} s)")
+            if now.preview and not last.preview and self._preview_rows:
+                for row in now.preview[: self._preview_rows]:
+                    say(f"preview: {row['prompt']!r} -> {row['generated_text']!r}")
+            if time.monotonic() - logged >= _LOG_EVERY_S and now.succeeded + now.failed:
+                logged = time.monotonic()
+                say(describe(now, self._num_files, time.time))
+            if time.monotonic() - saved >= _SAVE_EVERY_S:
+                saved = time.monotonic()
+                self._save(now)
+            last = now
+
+    def _save(self, now: Snapshot) -> None:
+        try:
+            storage.write_bytes(self._uri, json.dumps(now.to_json()).encode())
+        except OSError as error:
+            say(f"{self._uri} could not be written ({error}); the run goes on")
+
+
+def describe(now: Snapshot, num_files: int, clock: Callable[[], float]) -> str:
+    """A line for people: rows done of rows known, failures, speed since the first replica was ready."""
+    more = "" if now.files_read >= num_files else "+"
+    done = now.succeeded + now.failed
+    line = f"{done:,} of {now.rows_read:,}{more} rows written"
+    if now.failed:
+        line += f", {now.failed:,} failed"
+    if now.ready_at and now.num_generated_tokens:
+        line += f", {now.num_generated_tokens / max(1e-3, clock() - now.ready_at):,.0f} tokens/s"
+    return line

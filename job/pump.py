@@ -1,0 +1,131 @@
+"""Keeps one engine busy: many batches in flight at once, none waiting for another (continuous batching)."""
+
+import queue
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+from rayferry.job.errors import EngineError
+
+
+class RefusedError(Exception):
+    """The engine will not take this request: too long, no prompt, a template that fails. Its cause says why."""
+
+
+class Engine(Protocol):
+    """What the pump needs of an engine. Anything but `RefusedError` that it raises means that it is dead."""
+
+    def add(self, prompt: str) -> str:
+        """Queues a request and gives its id.
+
+        Raises:
+            RefusedError: this request can never run; the others are not touched.
+        """
+
+    def step(self) -> list[Any]:
+        """Runs one iteration; gives the outputs that it brought, each with `request_id` and `finished`."""
+
+    def is_busy(self) -> bool:
+        """True while `step` has work."""
+
+
+class _Batch:
+    """Prompts handed over together; its future is done when the last of them is."""
+
+    def __init__(self, prompts: Sequence[str]) -> None:
+        self.prompts = prompts
+        self.outcomes: list[Any] = [None] * len(prompts)
+        self.left = len(prompts)
+        self.future: Future[list[Any]] = Future()
+
+    def settle(self, index: int, outcome: Any) -> None:
+        self.outcomes[index] = outcome
+        self.left -= 1
+        if self.left == 0:
+            self.future.set_result(self.outcomes)
+
+
+class Pump:
+    """Owns the thread that steps the engine. `submit` may be called from any thread, any number of times.
+
+    An engine is not safe for use from several threads, so requests pass through a queue. If `step` raises, the
+    engine is taken for dead: every batch, waiting and later, fails with `EngineError`.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._incoming: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
+        self._running: dict[str, tuple[_Batch, int]] = {}
+        self._admitting: _Batch | None = None
+        self._dead: EngineError | None = None
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="rayferry-pump", daemon=True)
+        self._thread.start()
+
+    def submit(self, prompts: Sequence[str]) -> "Future[list[Any]]":
+        """Hands a batch over and returns at once.
+
+        Returns:
+            A future of one outcome per prompt, in order: the engine's final output, or the exception for which
+            it refused the prompt.
+
+        Raises:
+            EngineError: (by the future) the engine died.
+        """
+        batch = _Batch(prompts)
+        with self._lock:
+            if self._dead is not None:
+                batch.future.set_exception(self._dead)
+            elif not prompts:
+                batch.future.set_result([])
+            else:
+                self._incoming.put(batch)
+        return batch.future
+
+    def close(self) -> None:
+        """Ends the thread once the engine has nothing left to do."""
+        self._incoming.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while self._admit():
+                for output in self._engine.step():
+                    if output.finished:
+                        batch, index = self._running.pop(output.request_id)
+                        batch.settle(index, output)
+        except BaseException as error:  # noqa: BLE001  # whatever it is, nobody may be left waiting
+            self._fail(error)
+
+    def _admit(self) -> bool:
+        """Gives the engine all that came in; sleeps while there is nothing to do. False: closed."""
+        while True:
+            try:
+                batch = self._incoming.get(block=not self._engine.is_busy())
+            except queue.Empty:
+                return True
+            if batch is None:
+                return False
+            self._admitting = batch
+            for index, prompt in enumerate(batch.prompts):
+                try:
+                    self._running[self._engine.add(prompt)] = (batch, index)
+                except RefusedError as refusal:
+                    batch.settle(index, refusal.__cause__ or refusal)
+            self._admitting = None
+
+    def _fail(self, error: BaseException) -> None:
+        with self._lock:
+            self._dead = EngineError(f"the engine died: {type(error).__name__}: {error}")
+            self._dead.__cause__ = error
+            batches = {id(batch): batch for batch, _ in self._running.values()}
+            if self._admitting is not None:
+                batches[id(self._admitting)] = self._admitting
+            while not self._incoming.empty():
+                batch = self._incoming.get()
+                if batch is not None:
+                    batches[id(batch)] = batch
+        for batch in batches.values():
+            if not batch.future.done():
+                batch.future.set_exception(self._dead)

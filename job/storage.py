@@ -1,0 +1,123 @@
+"""Filesystems by URI: the one place where the job learns about endpoints, regions and credentials."""
+
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pyarrow.fs as pafs
+
+from rayferry.job.errors import JobError
+
+_REQUEST_TIMEOUT_S = 60
+_CONNECT_TIMEOUT_S = 10
+_MAX_ATTEMPTS = 8
+
+
+def filesystem(uri: str, *, anonymous: bool = False) -> tuple[pafs.FileSystem, str]:
+    """Opens the store that `uri` lies in.
+
+    Credentials come from the environment, the profile or the instance, as the AWS SDK finds them; they are
+    never part of the returned object's pickle. The endpoint comes from AWS_ENDPOINT_URL_S3 or
+    AWS_ENDPOINT_URL, which pyarrow does not read by itself.
+    Source: https://arrow.apache.org/docs/python/generated/pyarrow.fs.S3FileSystem.html
+
+    Args:
+        uri: `s3://bucket/key`, `s3://anonymous@bucket/key`, `file:///path` or `/path`.
+        anonymous: sign no request, as the `anonymous@` form does.
+
+    Returns:
+        The filesystem and the path in it.
+
+    Raises:
+        JobError: the bucket's region cannot be found.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme != "s3":
+        return pafs.LocalFileSystem(), unquote(parts.path) if parts.scheme else uri
+    bucket = parts.netloc.removeprefix("anonymous@")
+    options: dict[str, Any] = {
+        "anonymous": anonymous or bucket != parts.netloc,
+        "connect_timeout": _CONNECT_TIMEOUT_S,
+        "request_timeout": _REQUEST_TIMEOUT_S,
+        "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=_MAX_ATTEMPTS),
+    }
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint:
+        options |= {"scheme": urlsplit(endpoint).scheme or "https", "endpoint_override": urlsplit(endpoint).netloc}
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if not region and not endpoint:
+        try:
+            region = pafs.resolve_s3_region(bucket)
+        except OSError as error:
+            msg = f"{uri}: the region of bucket {bucket!r} cannot be found ({error}); does it exist? or set AWS_REGION"
+            raise JobError(msg) from error
+    return pafs.S3FileSystem(region=region or "us-east-1", **options), bucket + parts.path
+
+
+def list_files(uri: str, *, anonymous: bool = False) -> list[tuple[str, int]]:
+    """Files under `uri` that hold input: itself, or all below it, in order of their names.
+
+    Names that begin with `_` or `.` hold no data, by the convention of Spark and Ray Data.
+
+    Returns:
+        (path in the filesystem, size in bytes) of each file that is not empty.
+
+    Raises:
+        JobError: the store does not answer, or nothing is there.
+    """
+    files, path = filesystem(uri, anonymous=anonymous)
+    try:
+        info = files.get_file_info(path.rstrip("/"))
+        if info.type == pafs.FileType.File:
+            found = [info]
+        else:
+            found = files.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+    except OSError as error:
+        msg = f"{uri}: cannot be listed: {error}; check the bucket's name, the credentials and the endpoint"
+        raise JobError(msg) from error
+    start = len(path.rstrip("/"))
+    kept = sorted(
+        (entry.path, entry.size)
+        for entry in found
+        if entry.type == pafs.FileType.File and entry.size and is_data(entry.path[start:])
+    )
+    if not kept:
+        msg = f"{uri}: no input there (no file that holds a byte); check input.uri"
+        raise JobError(msg)
+    return kept
+
+
+def is_data(path: str) -> bool:
+    """False for a file that a listing should pass over: part of its path, below the prefix, begins with `_` or `.`."""
+    return not any(part.startswith(("_", ".")) for part in path.split("/"))
+
+
+def write_bytes(uri: str, content: bytes) -> None:
+    """Writes an object whole: readers see all of it or nothing."""
+    files, path = filesystem(uri)
+    if isinstance(files, pafs.LocalFileSystem):
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft = target.with_name(f".{target.name}.{os.getpid()}")
+        draft.write_bytes(content)
+        draft.replace(target)
+        return
+    with files.open_output_stream(path) as stream:
+        stream.write(content)
+
+
+def exists(uri: str) -> bool:
+    """True if `uri` is a file, or a prefix with something under it.
+
+    Raises:
+        JobError: the store does not answer, or refuses.
+    """
+    files, path = filesystem(uri)
+    try:
+        if files.get_file_info(path.rstrip("/")).type == pafs.FileType.File:
+            return True
+        return bool(files.get_file_info(pafs.FileSelector(path, allow_not_found=True)))
+    except OSError as error:
+        msg = f"{uri}: cannot be looked up: {error}; check the bucket's name, the credentials and the endpoint"
+        raise JobError(msg) from error

@@ -1,0 +1,51 @@
+"""A model under an s3:// prefix, fetched once per node and kept for the next job."""
+
+import fcntl
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import pyarrow.fs as pafs
+
+from rayferry.job import storage
+from rayferry.job.errors import EngineError
+
+_CHUNK_BYTES = 8 << 20
+
+
+def local_folder(model: str) -> str:
+    """What vLLM is to load: a hub id or a folder as it is, an s3:// prefix as the folder it was copied to.
+
+    The copy lies under RAYFERRY_CACHE (default: `~/.cache/rayferry`) and is named by the prefix and by every
+    file's name, size and time, so that a changed model is fetched anew. Replicas on one node wait for the one that
+    copies; a copy is seen whole or not at all.
+
+    Raises:
+        EngineError: nothing lies under the prefix.
+    """
+    if not model.startswith("s3://"):
+        return model.removeprefix("file://")
+    files, root = storage.filesystem(model)
+    root = root.rstrip("/") + "/"
+    found = files.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
+    found = sorted((info for info in found if info.type == pafs.FileType.File), key=lambda info: info.path)
+    if not found:
+        msg = f"{model}: no model there; check the job file's model"
+        raise EngineError(msg)
+    identity = repr([model, [(info.path, info.size, info.mtime_ns) for info in found]])
+    cache = Path(os.environ.get("RAYFERRY_CACHE") or Path.home() / ".cache" / "rayferry") / "weights"
+    cache.mkdir(parents=True, exist_ok=True)
+    target = cache / hashlib.sha256(identity.encode()).hexdigest()[:32]
+    with (cache / f"{target.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            draft = target.with_suffix(".partial")
+            shutil.rmtree(draft, ignore_errors=True)
+            for info in found:
+                path = draft / info.path[len(root) :]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with files.open_input_stream(info.path) as remote, path.open("wb") as local:
+                    shutil.copyfileobj(remote, local, _CHUNK_BYTES)
+            draft.rename(target)
+    return str(target)

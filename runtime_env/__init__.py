@@ -1,0 +1,1 @@
+"""What travels to the cluster, and into what environment."""

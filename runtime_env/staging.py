@@ -1,0 +1,62 @@
+"""The package that travels: `rayferry/job/**` and `spec.json`, as a zip whose bytes depend on nothing else."""
+
+import hashlib
+import io
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import rayferry.job
+from rayferry.job.spec import JobSpec
+
+SPEC_NAME = "spec.json"
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the first moment that a zip can name
+_MODE = 0o100644 << 16
+
+
+@dataclass(frozen=True)
+class Package:
+    """A staged package.
+
+    Attributes:
+        content: the zip, deflated.
+        files: (name, size in bytes) of what is in it, in order.
+    """
+
+    content: bytes
+    files: tuple[tuple[str, int], ...]
+
+    @property
+    def sha256(self) -> str:
+        """Of the zip's bytes, in hex."""
+        return hashlib.sha256(self.content).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """The zip's file name: the same content has the same name."""
+        return f"rayferry-{self.sha256[:16]}.zip"
+
+
+def stage(spec: JobSpec) -> Package:
+    """Builds the package of one job.
+
+    The same spec and the same Rayferry give the same bytes on every machine: names are sorted, times and modes are
+    fixed. Ray hashes a zip by its bytes, so that a package that the cluster has is not sent again.
+    Source: https://docs.ray.io/en/latest/ray-core/handling-dependencies.html (working_dir as a local zip)
+    """
+    root = Path(rayferry.job.__file__).parent
+    contents = {
+        f"rayferry/job/{path.relative_to(root).as_posix()}": path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file() and path.suffix in {".py", ".typed"}
+    }
+    # Where the cluster is belongs to the laptop; the job is already there.
+    contents[SPEC_NAME] = spec.model_dump_json(indent=1, exclude={"cluster"}).encode()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name, content in sorted(contents.items()):
+            entry = zipfile.ZipInfo(name, _EPOCH)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.external_attr = _MODE
+            archive.writestr(entry, content)
+    return Package(buffer.getvalue(), tuple((name, len(content)) for name, content in sorted(contents.items())))

@@ -1,0 +1,1 @@
+"""The laptop side: everything behind the `rayferry` command."""

@@ -1,0 +1,233 @@
+"""The Jobs API, by Ray's own SDK. The only module that imports ray.job_submission."""
+
+import logging
+import os
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import requests
+from ray.job_submission import JobSubmissionClient
+
+from rayferry.job.errors import RayferryError
+from rayferry.job.placement import Node, has_node_types
+from rayferry.submit.config import ADDRESS_VARIABLES
+from rayferry.submit.request import METADATA_PREFIX, SubmitRequest
+
+logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of every upload and every closed socket
+
+_TIMEOUT_S = (5, 60)  # connect, read
+_SUBMIT_TRIES = 4
+T = TypeVar("T")
+TERMINAL = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
+
+
+class ClusterError(RayferryError):
+    """The cluster could not be asked, or refused."""
+
+
+class UnreachableError(ClusterError):
+    """The cluster did not answer. Trying again may help."""
+
+
+class NoSuchJobError(ClusterError):
+    """The cluster does not know the id."""
+
+
+@dataclass(frozen=True)
+class JobInfo:
+    """A Ray job as the cluster tells it.
+
+    Attributes:
+        submission_id: its id.
+        status: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED.
+        message: Ray's words on the status.
+        exit_code: of the driver, once it ended by itself.
+        start_ms: Unix time in milliseconds, or None.
+        end_ms: likewise.
+        metadata: what was sent with it.
+    """
+
+    submission_id: str
+    status: str
+    message: str = ""
+    exit_code: int | None = None
+    start_ms: int | None = None
+    end_ms: int | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_over(self) -> bool:
+        """True once the status cannot change any more."""
+        return self.status in TERMINAL
+
+    @property
+    def output_uri(self) -> str | None:
+        """Where its answers are, if Rayferry submitted it."""
+        return self.metadata.get(METADATA_PREFIX + "output_uri")
+
+    @property
+    def name(self) -> str:
+        """The job file's name for it, or ""."""
+        return self.metadata.get(METADATA_PREFIX + "name", "")
+
+
+class _Client(JobSubmissionClient):  # type: ignore[misc]  # Ray's SDK has no types
+    """Ray's client with a time-out on every request: its own would wait for ever.
+
+    Source: `SubmissionClient._do_request` hands further keywords to `requests.request` (Ray 2.60).
+    """
+
+    def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+        options.setdefault("timeout", _TIMEOUT_S)
+        return super()._do_request(method, endpoint, **options)
+
+
+class Cluster:
+    """One cluster's Jobs API. Every method raises `ClusterError` in plain words, and nothing else."""
+
+    def __init__(self, url: str) -> None:
+        """Connects.
+
+        Args:
+            url: http(s) address of the dashboard.
+
+        Raises:
+            UnreachableError: nothing answers there.
+            ClusterError: something else than a Ray dashboard answers, or it refuses.
+        """
+        self.url = url
+        # Ray lets these override the address that it is given.
+        hidden = {name: os.environ.pop(name) for name in ADDRESS_VARIABLES if name in os.environ}
+        try:
+            self._client = self._ask(lambda: _Client(url), "connect")
+        finally:
+            os.environ.update(hidden)
+
+    def version(self) -> dict[str, str]:
+        """`ray_version`, `session_name` and more, as `/api/version` tells them."""
+        return dict(self._get("/api/version"))
+
+    def nodes(self) -> tuple[list[Node], bool]:
+        """The nodes that are alive, and whether the cluster can start further ones."""
+        listing = self._get("/api/v0/nodes?detail=1&limit=10000")["data"]["result"]["result"]
+        status = self._get("/api/cluster_status")["data"].get("clusterStatus") or {}
+        alive = [Node.from_resources(node["resources_total"] or {}) for node in listing if node["state"] == "ALIVE"]
+        return alive, has_node_types(status)
+
+    def submit(self, request: SubmitRequest, sleep: Callable[[float], None] = time.sleep) -> None:
+        """Uploads the package and starts the job, once, however often the request has to be repeated.
+
+        Raises:
+            ClusterError: the cluster refused, or its answer could not be had.
+        """
+        with tempfile.TemporaryDirectory(prefix="rayferry-") as folder:
+            package = Path(folder) / request.package["name"]
+            package.write_bytes(request.content)
+            for attempt in range(_SUBMIT_TRIES):
+                # Ray writes the package's URI into the dictionary that it is given
+                env = {**request.runtime_env, "working_dir": str(package)}
+                try:
+                    self._ask(
+                        lambda env=env: self._client.submit_job(  # type: ignore[misc]
+                            entrypoint=request.entrypoint,
+                            submission_id=request.submission_id,
+                            runtime_env=env,
+                            metadata=request.metadata,
+                        ),
+                        "submit",
+                    )
+                except ClusterError as error:
+                    if attempt and self._started(request):
+                        return
+                    if not isinstance(error, UnreachableError):
+                        raise
+                    if self._started(request):
+                        return
+                    if attempt == _SUBMIT_TRIES - 1:
+                        raise
+                    sleep(2.0**attempt)
+                else:
+                    return
+
+    def _started(self, request: SubmitRequest) -> bool:
+        """True if the cluster has this very job, although its answer was lost."""
+        with suppress(ClusterError):
+            return self.info(request.submission_id).metadata == request.metadata
+        return False
+
+    def info(self, submission_id: str) -> JobInfo:
+        """One job.
+
+        Raises:
+            NoSuchJobError: the cluster has no job of this id.
+        """
+        found = self._ask(lambda: self._client.get_job_info(submission_id), submission_id)
+        return _job_info(found)
+
+    def jobs(self) -> list[JobInfo]:
+        """All jobs that came in through the Jobs API, newest first."""
+        found = [job for job in self._ask(self._client.list_jobs, "list") if job.submission_id]
+        return sorted(map(_job_info, found), key=lambda job: job.start_ms or 0, reverse=True)
+
+    def logs(self, submission_id: str) -> str:
+        """The whole driver log."""
+        return str(self._ask(lambda: self._client.get_job_logs(submission_id), submission_id))
+
+    def tail(self, submission_id: str) -> AsyncIterator[str]:
+        """The driver log from its first byte on, for as long as the connection holds. Its end proves nothing."""
+        return self._client.tail_job_logs(submission_id)  # type: ignore[no-any-return]
+
+    def stop(self, submission_id: str) -> None:
+        """Asks the job to end. It has not ended when this returns."""
+        self._ask(lambda: self._client.stop_job(submission_id), submission_id)
+
+    def _get(self, path: str) -> Any:
+        def call() -> Any:
+            answer = self._client._do_request("GET", path)  # noqa: SLF001  # it carries the authentication
+            answer.raise_for_status()
+            return answer.json()
+
+        return self._ask(call, path)
+
+    def _ask(self, call: Callable[[], T], what: str) -> T:
+        try:
+            return call()
+        except (requests.ConnectionError, requests.Timeout, ConnectionError) as error:
+            msg = f"no cluster answers at {self.url}; check that it is up, and the address (its dashboard's, port 8265)"
+            raise UnreachableError(msg) from error
+        except requests.RequestException as error:
+            msg = f"{self.url} answered, but not as a Ray dashboard does ({error}); check the address"
+            raise ClusterError(msg) from error
+        except Exception as error:
+            raise self._translate(error, what) from error
+
+    def _translate(self, error: Exception, what: str) -> ClusterError:
+        text = " ".join(str(error).split())
+        if type(error).__name__ == "AuthenticationError":
+            hint = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+            return ClusterError(f"{self.url} asks for a valid token: {hint}; it said: {text}")
+        if "does not exist" in text and "404" in text:
+            return NoSuchJobError(f"{what}: {self.url} knows no such job; see: rayferry list")
+        if "already exists" in text:
+            hint = "choose another, or follow it: rayferry logs -f"
+            return ClusterError(f"{self.url} has a job of this submission_id already; {hint}")
+        if any(f"status code {code}" in text for code in (502, 503, 504)):
+            return UnreachableError(f"{self.url} is not ready: {text[:300]}")
+        return ClusterError(f"{self.url} refused ({what}): {text[:500]}")
+
+
+def _job_info(found: Any) -> JobInfo:
+    return JobInfo(
+        submission_id=found.submission_id,
+        status=str(getattr(found.status, "value", found.status)),
+        message=found.message or "",
+        exit_code=found.driver_exit_code,
+        start_ms=found.start_time,
+        end_ms=found.end_time,
+        metadata=dict(found.metadata or {}),
+    )

@@ -1,0 +1,75 @@
+"""What came of a run: read from its manifest, never from its logs."""
+
+import io
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayferry.job.errors import RayferryError
+from rayferry.job.layout import Layout
+from rayferry.submit import s3
+from rayferry.submit.client import JobInfo
+
+_MAX_PREVIEW_FILES = 20
+
+EXIT_FAILED = 1
+EXIT_TOO_MANY_ERRORS = 3
+EXIT_STOPPED = 4
+EXIT_TIMED_OUT = 6
+
+
+def read_manifest(output_uri: str) -> dict[str, Any]:
+    """The manifest under an output URI.
+
+    Raises:
+        NotThereError: the run is not done.
+        StorageError: it cannot be read from here.
+        RayferryError: it is not a manifest of a version known here.
+    """
+    uri = Layout(output_uri).manifest_uri
+    try:
+        manifest: dict[str, Any] = json.loads(s3.read_bytes(uri))
+        version = manifest["schema_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        msg = f"{uri}: not a manifest of Rayferry"
+        raise RayferryError(msg) from error
+    if version != 1:
+        msg = f"{uri}: of schema version {version}; this Rayferry reads 1: upgrade it"
+        raise RayferryError(msg)
+    return manifest
+
+
+def exit_code(info: JobInfo) -> int:
+    """The exit code that a job's end means."""
+    if info.status == "SUCCEEDED":
+        return 0
+    if info.status == "STOPPED":
+        return EXIT_STOPPED
+    return info.exit_code if info.exit_code in {EXIT_TOO_MANY_ERRORS, EXIT_TIMED_OUT} else EXIT_FAILED
+
+
+def preview(uri: str, num_rows: int) -> pa.Table:
+    """The first rows of the Parquet files under `uri`, or of the answers if it is an output URI.
+
+    **Shape**: at most `num_rows` rows; the files' own columns.
+
+    Raises:
+        StorageError: nothing can be read there.
+    """
+    found: list[tuple[str, int]] = []
+    for prefix in (Layout(uri).data_uri, uri):
+        found = [entry for entry in s3.list_keys(prefix, 1000) if entry[0].endswith(".parquet") and entry[1]]
+        if found:
+            break
+    if not found:
+        msg = f"{uri}: no Parquet files there; give an output URI, a prefix or a file"
+        raise s3.NotThereError(msg)
+    tables: list[pa.Table] = []
+    for path, _ in found[:_MAX_PREVIEW_FILES]:
+        left = num_rows - sum(table.num_rows for table in tables)
+        if left <= 0:
+            break
+        tables.append(pq.read_table(io.BytesIO(s3.read_bytes(path))).slice(0, left))
+    return pa.concat_tables(tables, promote_options="permissive")

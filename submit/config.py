@@ -1,0 +1,79 @@
+"""What the laptop takes from its surroundings: the cluster's address and its own folders."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from rayferry.job.errors import RayferryError, SpecError
+
+# Order of Ray's own command line; see its `--address`.
+ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the Jobs API is.
+
+    Attributes:
+        url: http or https, no slash at its end.
+        source: who said so.
+        note: what a user should know about the choice, or "".
+    """
+
+    url: str
+    source: str
+    note: str = ""
+
+    @property
+    def is_loopback(self) -> bool:
+        """True if the cluster's head is this machine, as far as its address tells."""
+        return urlsplit(self.url).hostname in {"127.0.0.1", "localhost", "::1"}
+
+
+def resolve_address(flag: str | None, job_file: str | None, environ: Mapping[str, str]) -> Address:
+    """Chooses the cluster: the flag, the job file, RAY_API_SERVER_ADDRESS, RAY_ADDRESS.
+
+    Ray's SDK lets the environment override an address given to it; here what is explicit wins, and the conflict is
+    said.
+
+    Raises:
+        SpecError: none is given, or it is not an http(s) address.
+    """
+    said = [("--address", flag), ("the job file", job_file)]
+    said += [(name, environ.get(name)) for name in ADDRESS_VARIABLES]
+    given = [(source, url.rstrip("/")) for source, url in said if url]
+    if not given:
+        msg = (
+            "no cluster: give --address http://HEAD:8265, set RAY_API_SERVER_ADDRESS, "
+            "or start one on this machine: rayferry local up"
+        )
+        raise SpecError(msg)
+    source, url = given[0]
+    if urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).hostname:
+        msg = f"{source}: {url!r} is not the address of a Jobs API; write http://HEAD:8265 (the dashboard's address)"
+        raise SpecError(msg)
+    others = [f"{name}={other}" for name, other in given[1:] if other != url]
+    note = f"{source} wins over {', '.join(others)}" if others and source in {"--address", "the job file"} else ""
+    return Address(url, source, note)
+
+
+def state_folder() -> Path:
+    """Where Rayferry keeps what must outlive a command: RAYFERRY_STATE, or the XDG folder."""
+    base = os.environ.get("XDG_STATE_HOME") or _home() / ".local" / "state"
+    return Path(os.environ.get("RAYFERRY_STATE") or Path(base) / "rayferry").absolute()
+
+
+def cache_folder() -> Path:
+    """Where Rayferry keeps what it can make again: RAYFERRY_CACHE, or the XDG folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or _home() / ".cache"
+    return Path(os.environ.get("RAYFERRY_CACHE") or Path(base) / "rayferry").absolute()
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        msg = "no home folder is known: set HOME, or RAYFERRY_STATE and RAYFERRY_CACHE"
+        raise RayferryError(msg) from error

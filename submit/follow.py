@@ -1,0 +1,171 @@
+"""Follows a job to its true end: the status decides, the log stream only shows."""
+
+import asyncio
+import contextlib
+import logging
+import queue
+import re
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Protocol
+
+from rayferry.job.errors import RayferryError
+from rayferry.job.log import MARK
+from rayferry.submit.client import ClusterError, JobInfo, UnreachableError
+
+_POLL_S = 1.0
+_FIRST_POLL_S = 0.2
+_LOST_AFTER_S = 120.0
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+class LostContactError(RayferryError):
+    """The cluster stopped answering, and the job's end is not known."""
+
+    exit_code = 5
+
+
+class Followed(Protocol):
+    """What `follow` needs of a cluster."""
+
+    def info(self, submission_id: str) -> JobInfo:
+        """The job."""
+
+    def logs(self, submission_id: str) -> str:
+        """Its whole log."""
+
+    def tail(self, submission_id: str) -> AsyncIterator[str]:
+        """Its log as it comes, from the first byte."""
+
+
+class Lines:
+    """Makes lines of pieces of a log; counts characters, so that a stream begun again shows nothing twice."""
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        self._show = show
+        self._shown = 0
+        self._rest = ""
+
+    def feed(self, text: str, start: int) -> None:
+        """Takes `text`, which begins at character `start` of the log."""
+        fresh = text[max(0, self._shown - start) :]
+        if start > self._shown or not fresh:
+            return
+        self._shown += len(fresh)
+        *whole, self._rest = (self._rest + fresh).split("\n")
+        for line in whole:
+            self._show(line)
+
+    def close(self) -> None:
+        """Shows a last line that no newline ended."""
+        if self._rest:
+            self._show(self._rest)
+            self._rest = ""
+
+
+def our_lines(show: Callable[[str], None]) -> Callable[[str], None]:
+    """Lets only Rayferry's own lines through, without their mark."""
+
+    def filtered(line: str) -> None:
+        if line.startswith(MARK):
+            show(line.removeprefix(MARK))
+
+    return filtered
+
+
+def follow(
+    cluster: Followed,
+    submission_id: str,
+    show: Callable[[str], None],
+    on_status: Callable[[JobInfo], None] = lambda _info: None,
+    lost_after_s: float = _LOST_AFTER_S,
+) -> JobInfo:
+    """Shows the job's log until the job is over.
+
+    The stream is opened again as often as it ends while the job goes on; what it lost at the end is taken from the
+    whole log.
+
+    Args:
+        cluster: where the job is.
+        submission_id: which job.
+        show: called with each line, once.
+        on_status: called at the first status and at every new one.
+        lost_after_s: seconds without any answer after which contact is lost.
+
+    Returns:
+        The job in its last state.
+
+    Raises:
+        LostContactError: the cluster did not answer for that long.
+        NoSuchJobError: the cluster answers and has no such job.
+    """
+    lines = Lines(show)
+    pieces: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
+    over = threading.Event()
+    thread = threading.Thread(target=_stream, args=(cluster, submission_id, pieces, over), daemon=True)
+    status, answered, pause = "", time.monotonic(), _FIRST_POLL_S
+    try:
+        while True:
+            try:
+                info = cluster.info(submission_id)
+            except UnreachableError as error:
+                if time.monotonic() - answered > lost_after_s:
+                    msg = f"lost contact with {submission_id}: {error}; go on with: rayferry logs -f {submission_id}"
+                    raise LostContactError(msg) from error
+            else:
+                answered = time.monotonic()
+                if info.status != status:
+                    status = info.status
+                    on_status(info)
+                    if status == "RUNNING":
+                        pause = _POLL_S
+                        thread.start()
+                if info.is_over:
+                    break
+            _drain(pieces, lines, pause)
+    finally:
+        over.set()
+    while not pieces.empty():
+        lines.feed(*pieces.get())
+    with contextlib.suppress(ClusterError):  # a log that cannot be had does not change how the job ended
+        lines.feed(cluster.logs(submission_id), 0)
+    lines.close()
+    return info
+
+
+def _drain(pieces: "queue.SimpleQueue[tuple[str, int]]", lines: Lines, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        with contextlib.suppress(queue.Empty):
+            lines.feed(*pieces.get(timeout=left))
+
+
+def _stream(
+    cluster: Followed, submission_id: str, pieces: "queue.SimpleQueue[tuple[str, int]]", over: threading.Event
+) -> None:
+    # asyncio and Ray's client report a connection cut at the end as errors; here it is what is expected
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+
+    async def once() -> None:
+        at = 0
+        async for text in cluster.tail(submission_id):
+            pieces.put((text, at))
+            at += len(text)
+            if over.is_set():
+                return
+
+    while not over.is_set():
+        with contextlib.suppress(Exception):  # whatever ended the stream, it is opened again
+            asyncio.run(once())
+        over.wait(_POLL_S)
+
+
+def failure_lines(log: str, limit: int = 6) -> list[str]:
+    """What a failed job's log says about the failure: our last error line, or else its last few lines."""
+    lines = [_ANSI.sub("", line).rstrip() for line in log.splitlines()]
+    ours = [line.removeprefix(MARK) for line in lines if line.startswith(MARK)]
+    errors = [line.partition("error: ")[2] for line in ours if " error: " in line]
+    if errors:
+        return errors[-1:]
+    return [line[:240] for line in lines if line.strip()][-limit:]

@@ -1,0 +1,146 @@
+"""From a job to its result: preflight, submission, following, collecting."""
+
+import signal
+from typing import TYPE_CHECKING, Any
+
+from rayferry.job.errors import RayferryError
+from rayferry.job.spec import JobSpec
+from rayferry.submit import collect, report, s3
+from rayferry.submit.client import Cluster, JobInfo
+from rayferry.submit.config import Address
+from rayferry.submit.follow import failure_lines, follow, our_lines
+from rayferry.submit.preflight import preflight, require
+from rayferry.submit.request import SubmitRequest, build_request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+EXIT_DETACHED = 130
+_WORDS = {
+    "FAILED": "failed",
+    "STOPPED": "was stopped",
+}
+
+
+def submit(spec: JobSpec, address: Address, submission_id: str) -> tuple[Cluster, SubmitRequest]:
+    """Checks and starts the job.
+
+    Raises:
+        RayferryError: a check failed, or the cluster refused; nothing runs.
+    """
+    if address.note:
+        report.note(address.note)
+    clusters: list[Cluster] = []
+
+    def connect() -> Cluster:
+        clusters.append(Cluster(address.url))
+        return clusters[0]
+
+    probes = preflight(spec, address, connect)
+    for probe in probes:
+        if probe.outcome == "unknown":
+            report.note(f"not checked: {probe.text}")
+    require(probes)
+    request = build_request(spec, address.url, submission_id)
+    clusters[0].submit(request)
+    report.note(f"submitted {submission_id} to {address.url}")
+    return clusters[0], request
+
+
+def wait(cluster: Cluster, submission_id: str, *, raw: bool = False, as_json: bool = False) -> int:
+    """Follows a job to its end and tells what came of it.
+
+    On Ctrl-C, says how to go on; the job is not touched.
+
+    Args:
+        cluster: where it runs.
+        submission_id: which job.
+        raw: show every line of its log, not only ours.
+        as_json: the datum is the whole outcome instead of the output URI.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        LostContactError: the cluster stopped answering.
+    """
+    show: Callable[[str], None] = report.note if raw else our_lines(report.note)
+    try:
+        info = follow(cluster, submission_id, show, _tell_status)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        report.note(
+            f"\ndetached: {submission_id} goes on. Follow it: rayferry logs -f {submission_id}\n"
+            f"Stop it: rayferry stop {submission_id}"
+        )
+        return EXIT_DETACHED
+    return conclude(cluster, info, as_json=as_json)
+
+
+def conclude(cluster: Cluster, info: JobInfo, *, as_json: bool = False) -> int:
+    """Tells how an ended job ended. Returns the exit code."""
+    code = collect.exit_code(info)
+    manifest, missing = _manifest(info)
+    if code == 0 and isinstance(missing, s3.NotThereError):
+        report.note(f"{info.submission_id} ended well, but there is no manifest: {missing}")
+        code = collect.EXIT_FAILED
+    if code not in {0, collect.EXIT_TOO_MANY_ERRORS}:
+        report.note(f"{info.submission_id} {_WORDS.get(info.status, info.status)}")
+        if info.status == "FAILED":
+            _explain(cluster, info)
+    elif manifest:
+        report.note(report.summary(manifest))
+        if manifest["counts"]["failed"]:
+            report.note(f"look at the failed rows: rayferry preview {manifest['output_uri'].rstrip('/')}/errors/")
+    elif missing:
+        report.note(f"the manifest cannot be read from here: {missing}")
+    if as_json:
+        report.json_datum(outcome(info, manifest, code))
+    elif manifest and info.output_uri:
+        report.datum(info.output_uri)
+    return code
+
+
+def outcome(info: JobInfo, manifest: dict[str, Any] | None, code: int) -> dict[str, Any]:
+    """An ended job as JSON values."""
+    return {
+        "submission_id": info.submission_id,
+        "status": info.status,
+        "exit_code": code,
+        "output_uri": info.output_uri,
+        "counts": manifest["counts"] if manifest else None,
+        "tokens": manifest["tokens"] if manifest else None,
+        "seconds": manifest["seconds"] if manifest else None,
+    }
+
+
+def _manifest(info: JobInfo) -> tuple[dict[str, Any] | None, RayferryError | None]:
+    """This job's manifest, or why there is none."""
+    if info.output_uri is None:
+        return None, None
+    try:
+        manifest = collect.read_manifest(info.output_uri)
+    except RayferryError as error:
+        return None, error
+    if manifest["submission_id"] != info.submission_id:
+        return None, s3.NotThereError(f"{info.output_uri} holds the answers of {manifest['submission_id']}")
+    return manifest, None
+
+
+def _tell_status(info: JobInfo) -> None:
+    if info.status == "PENDING":
+        report.note(f"{info.submission_id}: PENDING (the cluster prepares the job's environment)")
+    elif info.status == "RUNNING":
+        report.note(f"{info.submission_id}: RUNNING")
+
+
+def _explain(cluster: Cluster, info: JobInfo) -> None:
+    try:
+        lines = failure_lines(cluster.logs(info.submission_id))
+    except RayferryError:
+        lines = []
+    if not lines or info.exit_code is None:  # it did not come to the driver's end: Ray knows why
+        lines = info.message.splitlines()[:3] or lines
+    for line in lines:
+        report.note(f"  {line}")
+    report.note(f"the whole log: rayferry logs --raw {info.submission_id}")

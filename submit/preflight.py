@@ -1,0 +1,158 @@
+"""Checks before anything runs: each asks one thing, all at once, and says what to do if the answer is no."""
+
+import importlib.metadata
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from rayferry.job.errors import RayferryError
+from rayferry.job.layout import Layout
+from rayferry.job.pipeline import check_ray
+from rayferry.job.placement import plan
+from rayferry.job.spec import JobSpec
+from rayferry.job.storage import is_data
+from rayferry.submit import s3
+from rayferry.submit.client import Cluster
+from rayferry.submit.config import Address
+
+_LISTED = 1000  # as many as one request gives
+
+
+class PreflightError(RayferryError):
+    """The job would fail: nothing was started."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One check's outcome.
+
+    Attributes:
+        name: what was checked.
+        outcome: `ok`, `failed`, or `unknown` where it cannot be checked from here.
+        text: what was seen, or what to do.
+        seconds: how long it took.
+    """
+
+    name: str
+    outcome: str
+    text: str
+    seconds: float
+
+
+def preflight(spec: JobSpec, address: Address, connect: Callable[[], Cluster]) -> list[Probe]:
+    """Runs every check, all at once.
+
+    Args:
+        spec: the job.
+        address: the cluster's.
+        connect: gives the client; called once, in a thread, as Ray takes a second to import.
+    """
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("cluster", lambda: _cluster(spec, connect())),
+        ("input", lambda: _input(spec)),
+        ("output", lambda: _output(spec)),
+        ("model", lambda: _model(spec, address)),
+    ]
+    with ThreadPoolExecutor(len(checks)) as pool:
+        return list(pool.map(_run, checks))
+
+
+def require(probes: Sequence[Probe]) -> None:
+    """Lets a job pass whose checks did not fail.
+
+    Raises:
+        PreflightError: a line for each that failed.
+    """
+    failed = [probe.text for probe in probes if probe.outcome == "failed"]
+    if failed:
+        raise PreflightError("\n".join(failed))
+
+
+def _run(check: tuple[str, Callable[[], str]]) -> Probe:
+    name, ask = check
+    start = time.monotonic()
+    try:
+        outcome, text = "ok", ask()
+    except s3.NoAccessError as error:
+        outcome, text = "unknown", f"{error}; the job will find out"
+    except RayferryError as error:
+        outcome, text = "failed", str(error)
+    return Probe(name, outcome, text, time.monotonic() - start)
+
+
+def check_versions(cluster_version: str, own_version: str) -> None:
+    """Refuses a cluster whose Ray cannot run the job.
+
+    Raises:
+        RayferryError: another major version than the laptop's, or older than the floor.
+    """
+    major = own_version.partition(".")[0]
+    if cluster_version.partition(".")[0] != major:
+        msg = (
+            f"the cluster runs Ray {cluster_version}, this machine has Ray {own_version}: "
+            f"install ray=={cluster_version} here, or use a cluster of Ray {major}"
+        )
+        raise PreflightError(msg)
+    check_ray(cluster_version)
+
+
+def _cluster(spec: JobSpec, cluster: Cluster) -> str:
+    version = cluster.version()["ray_version"]
+    check_versions(version, importlib.metadata.version("ray"))
+    nodes, autoscaling = cluster.nodes()
+    placement = plan(spec, nodes, autoscaling=autoscaling)
+    cpus, gpus = sum(node.num_cpus for node in nodes), sum(node.num_gpus for node in nodes)
+    seen = f"Ray {version} at {cluster.url}: {len(nodes)} nodes, {cpus:g} CPUs, {gpus:g} GPUs"
+    return f"{seen}; {placement.note}" if placement.note else seen
+
+
+def _input(spec: JobSpec) -> str:
+    uri = spec.input.uri
+    if not s3.is_s3(uri):
+        return f"{uri}: a path on the cluster's nodes; the job will find out"
+    found = s3.list_keys(uri, _LISTED, anonymous=spec.input.is_anonymous)
+    root = "s3://" + "/".join(s3.split(uri)).rstrip("/")
+    sizes = [
+        size
+        for key, size in found
+        if size and (key == root or (key.startswith(root + "/") and is_data(key[len(root) + 1 :])))
+    ]
+    if not sizes:
+        msg = f"{uri}: no input there (no file that holds a byte); check input.uri"
+        raise PreflightError(msg)
+    return f"{uri}: {len(sizes)} files{' or more' if len(found) >= _LISTED else ''}, {sum(sizes):,} bytes"
+
+
+def _output(spec: JobSpec) -> str:
+    layout = Layout(spec.output.uri)
+    if not s3.is_s3(layout.output_uri):
+        return f"{layout.output_uri}: a path on the cluster's nodes; the job will find out"
+    found = s3.list_keys(layout.output_uri, 1)
+    if found:
+        msg = f"{layout.output_uri} is not empty ({found[0][0]} is there); choose another output.uri, or empty it first"
+        raise PreflightError(msg)
+    probe = f"{layout.meta_uri}.write-probe"
+    s3.write_bytes(probe, b"")
+    s3.delete(probe)
+    return f"{layout.output_uri}: empty, and can be written"
+
+
+def _model(spec: JobSpec, address: Address) -> str:
+    model = spec.model
+    if s3.is_s3(model):
+        if not s3.list_keys(model.rstrip("/") + "/", 1):
+            msg = f"{model}: no model there; check the job file's model"
+            raise PreflightError(msg)
+        return f"{model}: there"
+    if model.startswith(("/", "./", "../", "~", "file://")):
+        path = Path(model.removeprefix("file://")).expanduser()
+        if address.is_loopback and not path.exists():
+            msg = f"model {model!r}: no such folder; give a folder of the cluster's nodes, a hub id or an s3:// prefix"
+            raise PreflightError(msg)
+        if address.is_loopback and not (path / "config.json").exists():
+            msg = f"model {model!r}: the folder holds no config.json, so it is no Hugging Face checkpoint"
+            raise PreflightError(msg)
+        return f"{model}: a folder on the cluster's nodes"
+    return f"{model}: a hub id; the replicas will fetch it"

@@ -1,0 +1,52 @@
+"""What people see: lines on stderr, the datum on stdout, tables where there are rows."""
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_MAX_CELL = 300
+
+
+def note(message: str) -> None:
+    """A line for the person, on stderr."""
+    sys.stderr.write(message + "\n")
+    sys.stderr.flush()
+
+
+def datum(text: str) -> None:
+    """What a script reads, on stdout."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def json_datum(value: object) -> None:
+    """The same, as JSON."""
+    datum(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, to_stderr: bool = False) -> None:
+    """Prints rows under headings, folded to the terminal's width; values are never read as markup."""
+    drawn = Table(*columns, show_lines=False, header_style="bold")
+    for row in rows:
+        drawn.add_row(*(Text(str("" if cell is None else cell)[:_MAX_CELL], overflow="fold") for cell in row))
+    Console(stderr=to_stderr, highlight=False).print(drawn)
+
+
+def summary(manifest: dict[str, Any]) -> str:
+    """A finished run in one line."""
+    counts, seconds = manifest["counts"], manifest["seconds"]["total"]
+    data = sum(part["kind"] == "data" for part in manifest["parts"])
+    line = f"{counts['total']:,} rows: {counts['succeeded']:,} answered in {data} parts, {counts['failed']:,} failed"
+    line += f"; {manifest['tokens']['generated']:,} tokens generated, {seconds:,.0f} s"
+    return line
+
+
+def clock(milliseconds: int | None) -> str:
+    """A time of Ray's in this machine's zone."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(milliseconds / 1000)) if milliseconds else ""
