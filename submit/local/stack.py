@@ -44,6 +44,7 @@ class Stack:
 
     Attributes:
         address: the Jobs API.
+        gcs_address: the Ray head itself, for a driver on this machine.
         endpoint: the S3 server.
         access_key: of the S3 server.
         secret_key: likewise.
@@ -51,6 +52,7 @@ class Stack:
     """
 
     address: str
+    gcs_address: str
     endpoint: str
     access_key: str
     secret_key: str
@@ -141,6 +143,7 @@ def _start(say: Callable[[str], None]) -> Stack:
     (folder() / "s3").mkdir(exist_ok=True)
     stack = Stack(
         address=f"http://127.0.0.1:{ports[0]}",
+        gcs_address=f"127.0.0.1:{ports[11]}",
         endpoint=f"http://127.0.0.1:{ports[1]}",
         access_key=secrets.token_hex(10),
         secret_key=secrets.token_hex(20),
