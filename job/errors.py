@@ -8,6 +8,8 @@ RayferryError            something failed; its text is what the user reads
 A row that fails is not an exception: it is a row in `errors/`.
 """
 
+_MAX_CHARS = 1000
+
 
 class RayferryError(Exception):
     """Base of all: the message says what failed, the value, and what to do next.
@@ -41,7 +43,7 @@ def root_line(error: BaseException) -> str:
     quotes its traceback, whose last line is the original.
     """
     seen: set[int] = set()
-    while id(error) not in seen:
+    while id(error) not in seen and not isinstance(error, RayferryError):
         seen.add(id(error))
         inner = getattr(error, "cause", None) or error.__cause__
         if not isinstance(inner, BaseException):
@@ -49,8 +51,8 @@ def root_line(error: BaseException) -> str:
         error = inner
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     name = type(error).__name__
-    if name in {"ActorDiedError", "RayActorError", "RayTaskError"} and lines:
-        return lines[-1]
-    if isinstance(error, RayferryError):
-        return " ".join(lines)
-    return f"{name}: {lines[0]}" if lines else name
+    if name in {"ActorDiedError", "RayActorError", "RayTaskError"}:
+        return lines[-1] if lines else name
+    text = " ".join(lines)
+    text = text if len(text) <= _MAX_CHARS else text[: _MAX_CHARS - 3] + "..."
+    return text if isinstance(error, RayferryError) else f"{name}: {text}".rstrip(": ")

@@ -146,6 +146,8 @@ class Reporter:
         while not self._ended.wait(1.0):
             try:
                 now: Snapshot = ray.get(self._board.snapshot.remote(), timeout=_LOG_EVERY_S)
+            except ray.exceptions.GetTimeoutError:
+                continue  # on a busy node the board takes a while to start
             except ray.exceptions.RayError as error:
                 say(f"progress is not known just now ({root_line(error)})")
                 continue

@@ -18,7 +18,8 @@ from rayferry.job.placement import Node, has_node_types
 from rayferry.submit.config import ADDRESS_VARIABLES
 from rayferry.submit.request import METADATA_PREFIX, SubmitRequest
 
-logging.getLogger("ray").setLevel(logging.WARNING)  # it tells of every upload and every closed socket
+for _name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+    logging.getLogger(_name).setLevel(logging.WARNING)  # they tell of every upload and every closed socket
 
 _TIMEOUT_S = (5, 60)  # connect, read
 _SUBMIT_TRIES = 4

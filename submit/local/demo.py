@@ -65,7 +65,13 @@ def demo_spec(model: str, input_uri: str, output_uri: str) -> JobSpec:
             "input": {"uri": input_uri, "id_column": "key"},
             "output": {"uri": output_uri, "rows_per_part": 8},
             "sampling": {"temperature": 0, "max_tokens": 48},
-            "engine": {"max_model_len": 1024, "enforce_eager": True},
+            # small limits: the engine tries itself out at the largest batch that it would run
+            "engine": {
+                "max_model_len": 1024,
+                "max_num_seqs": 32,
+                "max_num_batched_tokens": 1024,
+                "enforce_eager": True,
+            },
             "batch_size": 8,
         },
         "demo",
