@@ -1,5 +1,6 @@
 """The run: source, predictor, sink, manifest."""
 
+import inspect
 import json
 import time
 from typing import Any
@@ -81,8 +82,9 @@ def run(spec: JobSpec, submission_id: str, predictor: type | None = None) -> dic
         fn_constructor_kwargs={"spec": spec, "device": placement.device, "progress": board},
         batch_size=spec.batch_size,
         batch_format="pyarrow",
-        compute=_pool(spec),
-        **_actor_args(spec, placement, groups),
+        ray_remote_args_fn=groups.as_remote_args_fn() if placement.bundles else None,
+        **_pool(spec, placement),
+        **placement.actor_args,
     )
     try:
         with progress.Reporter(board, layout.progress_uri, len(files), spec.output.preview_rows):
@@ -101,24 +103,20 @@ def run(spec: JobSpec, submission_id: str, predictor: type | None = None) -> dic
     return result
 
 
-def _pool(spec: JobSpec) -> Any:
+def _pool(spec: JobSpec, placement: Placement) -> dict[str, Any]:
+    """How many replicas, and how many batches each may have at once, as arguments of `map_batches`."""
     from ray.data import ActorPoolStrategy
 
     if isinstance(spec.replicas, ReplicaRange):
-        return ActorPoolStrategy(min_size=spec.replicas.min, max_size=spec.replicas.max)
-    return ActorPoolStrategy(size=spec.replicas)
-
-
-def _actor_args(spec: JobSpec, placement: Placement, groups: ReplicaGroups) -> dict[str, Any]:
+        size = {"min_size": spec.replicas.min, "max_size": spec.replicas.max}
+    else:
+        size = {"size": spec.replicas}
+    # enough to keep the engine full while the slowest row of a batch is awaited
     rows = 2 * spec.engine.max_num_seqs if spec.engine.max_num_seqs else _ROWS_IN_FLIGHT[placement.device]
-    # Batches that one engine has at once: enough to keep it full while the slowest row of a batch is awaited.
-    args: dict[str, Any] = {
-        "max_concurrency": max(2, min(_MAX_BATCHES_IN_FLIGHT, -(-rows // spec.batch_size))),
-        **placement.actor_args,
-    }
-    if placement.bundles:
-        args["ray_remote_args_fn"] = groups.as_remote_args_fn()
-    return args
+    batches = max(2, min(_MAX_BATCHES_IN_FLIGHT, -(-rows // spec.batch_size)))
+    if "max_concurrent_calls_per_actor" in inspect.signature(ActorPoolStrategy).parameters:
+        return {"compute": ActorPoolStrategy(**size, max_concurrent_calls_per_actor=batches)}
+    return {"compute": ActorPoolStrategy(**size), "max_concurrency": batches}  # an older Ray
 
 
 def _quiet_ray_data() -> None:

@@ -227,7 +227,7 @@ def _job_info(found: Any) -> JobInfo:
         submission_id=found.submission_id,
         status=str(getattr(found.status, "value", found.status)),
         message=found.message or "",
-        exit_code=found.driver_exit_code,
+        exit_code=getattr(found, "driver_exit_code", None),  # an older Ray has none
         start_ms=found.start_time,
         end_ms=found.end_time,
         metadata=dict(found.metadata or {}),
