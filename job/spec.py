@@ -150,7 +150,7 @@ class SamplingSpec(_Model):
     ignore_eos: bool | None = None
     bad_words: list[str] | None = None
     allowed_token_ids: list[int] | None = None
-    logit_bias: dict[int, float] | None = None
+    logit_bias: dict[Annotated[int, Field(strict=False)], float] | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
 
@@ -233,7 +233,7 @@ class RuntimeEnvSpec(_Model):
 
     pip: list[str] = Field(default_factory=list, description="packages that Ray installs for the job")
     env_vars: dict[str, str] = Field(default_factory=dict, description="stored in clear by Ray: no secrets")
-    image_uri: str | None = Field(None, description="container image that the job's workers run in")
+    image_uri: None = Field(None, description="not supported: Ray takes no image beside a package that travels")
 
 
 class ClusterSpec(_Model):
@@ -272,6 +272,13 @@ class JobSpec(_Model):
     timeout: str | None = Field(None, description="most time from start to end, such as 90m or 6h")
     runtime_env: RuntimeEnvSpec = Field(default_factory=RuntimeEnvSpec)
     cluster: ClusterSpec = Field(default_factory=ClusterSpec)
+
+    @model_validator(mode="after")
+    def _output_apart(self) -> "JobSpec":
+        if self.output.uri.rstrip("/").startswith(self.input.uri.rstrip("/") + "/"):
+            msg = f"output.uri {self.output.uri!r} lies under input.uri: the next run would read the answers as prompts"
+            raise ValueError(msg)
+        return self
 
     @field_validator("replicas")
     @classmethod
@@ -340,6 +347,8 @@ def _explain(detail: ErrorDetails) -> str:
     if detail["type"] == "missing":
         return f"{path}: required, but not there"
     message = detail["msg"].removeprefix("Value error, ")
+    if isinstance(detail["input"], dict):
+        return f"{path}: {message}"
     return f"{path}: {_shorten(detail['input'])}: {message[:1].lower()}{message[1:]}"
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,12 +52,14 @@ def stage(spec: JobSpec) -> Package:
         if path.is_file() and path.suffix in {".py", ".typed"}
     }
     # Where the cluster is belongs to the laptop; the job is already there.
-    contents[SPEC_NAME] = spec.model_dump_json(indent=1, exclude={"cluster"}).encode()
+    job = spec.model_dump(mode="json", exclude={"cluster"})
+    contents[SPEC_NAME] = json.dumps(job, indent=1, sort_keys=True, ensure_ascii=False).encode()
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for name, content in sorted(contents.items()):
             entry = zipfile.ZipInfo(name, _EPOCH)
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = _MODE
+            entry.create_system = 3  # Unix, wherever it is made
             archive.writestr(entry, content)
     return Package(buffer.getvalue(), tuple((name, len(content)) for name, content in sorted(contents.items())))

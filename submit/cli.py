@@ -348,6 +348,7 @@ def local_env() -> None:
     if found is None:
         msg = "the local stack is not up: rayferry local up"
         raise RayferryError(msg)
+    report.datum(f"unset {' '.join(stack.CLEARED)}")
     for name, value in found.environ().items():
         report.datum(f"export {name}={shlex.quote(value)}")
 

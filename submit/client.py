@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import requests
 from ray.job_submission import JobSubmissionClient
+from requests.exceptions import ChunkedEncodingError
 
 from rayferry.job.errors import RayferryError
 from rayferry.job.placement import Node, has_node_types
@@ -115,8 +116,8 @@ class Cluster:
 
     def nodes(self) -> tuple[list[Node], bool]:
         """The nodes that are alive, and whether the cluster can start further ones."""
-        listing = self._get("/api/v0/nodes?detail=1&limit=10000")["data"]["result"]["result"]
-        status = self._get("/api/cluster_status")["data"].get("clusterStatus") or {}
+        listing = self._get("/api/v0/nodes?detail=1&limit=10000", lambda value: value["data"]["result"]["result"])
+        status = self._get("/api/cluster_status", lambda value: value["data"].get("clusterStatus") or {})
         alive = [Node.from_resources(node["resources_total"] or {}) for node in listing if node["state"] == "ALIVE"]
         return alive, has_node_types(status)
 
@@ -187,18 +188,18 @@ class Cluster:
         """Asks the job to end. It has not ended when this returns."""
         self._ask(lambda: self._client.stop_job(submission_id), submission_id)
 
-    def _get(self, path: str) -> Any:
+    def _get(self, path: str, part: Callable[[Any], Any] = lambda value: value) -> Any:
         def call() -> Any:
             answer = self._client._do_request("GET", path)  # noqa: SLF001  # it carries the authentication
             answer.raise_for_status()
-            return answer.json()
+            return part(answer.json())
 
         return self._ask(call, path)
 
     def _ask(self, call: Callable[[], T], what: str) -> T:
         try:
             return call()
-        except (requests.ConnectionError, requests.Timeout, ConnectionError) as error:
+        except (requests.ConnectionError, requests.Timeout, ChunkedEncodingError, ConnectionError) as error:
             msg = f"no cluster answers at {self.url}; check that it is up, and the address (its dashboard's, port 8265)"
             raise UnreachableError(msg) from error
         except requests.RequestException as error:

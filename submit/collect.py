@@ -60,7 +60,12 @@ def preview(uri: str, num_rows: int) -> pa.Table:
     """
     found: list[tuple[str, int]] = []
     for prefix in (Layout(uri).data_uri, uri):
-        found = [entry for entry in s3.list_keys(prefix, 1000) if entry[0].endswith(".parquet") and entry[1]]
+        below = prefix.rstrip("/") + "/" if s3.is_s3(prefix) else ""  # not a neighbour whose name begins so
+        found = [
+            entry
+            for entry in s3.list_keys(prefix, 1000)
+            if entry[0].endswith(".parquet") and entry[1] and (entry[0] == prefix or entry[0].startswith(below))
+        ]
         if found:
             break
     if not found:
@@ -71,5 +76,13 @@ def preview(uri: str, num_rows: int) -> pa.Table:
         left = num_rows - sum(table.num_rows for table in tables)
         if left <= 0:
             break
-        tables.append(pq.read_table(io.BytesIO(s3.read_bytes(path))).slice(0, left))
-    return pa.concat_tables(tables, promote_options="permissive")
+        try:
+            tables.append(pq.read_table(io.BytesIO(s3.read_bytes(path))).slice(0, left))
+        except pa.ArrowException as error:
+            msg = f"{path}: not a Parquet file that can be read: {error}"
+            raise s3.StorageError(msg) from error
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        msg = f"{uri}: its files do not fit together: {error}; give one of them"
+        raise s3.StorageError(msg) from error

@@ -51,7 +51,11 @@ def resolve_address(flag: str | None, job_file: str | None, environ: Mapping[str
         )
         raise SpecError(msg)
     source, url = given[0]
-    if urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).hostname:
+    try:
+        is_http = urlsplit(url).scheme in {"http", "https"} and bool(urlsplit(url).hostname)
+    except ValueError:  # such as a bracket that is not closed
+        is_http = False
+    if not is_http:
         msg = f"{source}: {url!r} is not the address of a Jobs API; write http://HEAD:8265 (the dashboard's address)"
         raise SpecError(msg)
     others = [f"{name}={other}" for name, other in given[1:] if other != url]
@@ -62,7 +66,7 @@ def resolve_address(flag: str | None, job_file: str | None, environ: Mapping[str
 def state_folder() -> Path:
     """Where Rayferry keeps what must outlive a command: RAYFERRY_STATE, or the XDG folder."""
     base = os.environ.get("XDG_STATE_HOME") or _home() / ".local" / "state"
-    return Path(os.environ.get("RAYFERRY_STATE") or Path(base) / "rayferry").absolute()
+    return Path(os.environ.get("RAYFERRY_STATE") or Path(base) / "rayferry").resolve()
 
 
 def cache_folder() -> Path:

@@ -12,11 +12,12 @@ from typing import Protocol
 
 from rayferry.job.errors import RayferryError
 from rayferry.job.log import MARK
-from rayferry.submit.client import ClusterError, JobInfo, UnreachableError
+from rayferry.submit.client import ClusterError, JobInfo, NoSuchJobError
 
 _POLL_S = 1.0
 _FIRST_POLL_S = 0.2
 _LOST_AFTER_S = 120.0
+_LOG_TRIES = 3
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -97,41 +98,71 @@ def follow(
         The job in its last state.
 
     Raises:
-        LostContactError: the cluster did not answer for that long.
+        LostContactError: the cluster did not answer for that long, or has forgotten the job.
         NoSuchJobError: the cluster answers and has no such job.
     """
     lines = Lines(show)
     pieces: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
     over = threading.Event()
     thread = threading.Thread(target=_stream, args=(cluster, submission_id, pieces, over), daemon=True)
-    status, answered, pause = "", time.monotonic(), _FIRST_POLL_S
+    contact = _Contact(cluster, submission_id, lost_after_s)
+    status, pause = "", _FIRST_POLL_S
     try:
         while True:
-            try:
-                info = cluster.info(submission_id)
-            except UnreachableError as error:
-                if time.monotonic() - answered > lost_after_s:
-                    msg = f"lost contact with {submission_id}: {error}; go on with: rayferry logs -f {submission_id}"
-                    raise LostContactError(msg) from error
-            else:
-                answered = time.monotonic()
-                if info.status != status:
-                    status = info.status
-                    on_status(info)
-                    if status == "RUNNING":
-                        pause = _POLL_S
-                        thread.start()
-                if info.is_over:
-                    break
+            info = contact.ask()
+            if info is not None and info.status != status:
+                status = info.status
+                on_status(info)
+                if status == "RUNNING" and thread.ident is None:
+                    pause = _POLL_S
+                    thread.start()
+            if info is not None and info.is_over:
+                break
             _drain(pieces, lines, pause)
     finally:
         over.set()
     while not pieces.empty():
         lines.feed(*pieces.get())
-    with contextlib.suppress(ClusterError):  # a log that cannot be had does not change how the job ended
-        lines.feed(cluster.logs(submission_id), 0)
-    lines.close()
+    _finish(cluster, submission_id, lines)
     return info
+
+
+class _Contact:
+    """Asks for the job's state, and knows when to give up."""
+
+    def __init__(self, cluster: Followed, submission_id: str, lost_after_s: float) -> None:
+        self._cluster = cluster
+        self._submission_id = submission_id
+        self._lost_after_s = lost_after_s
+        self._answered = time.monotonic()
+        self._known = False
+
+    def ask(self) -> JobInfo | None:
+        """The job, or None if the cluster does not tell just now; see `follow` for what it raises."""
+        name = self._submission_id
+        try:
+            info = self._cluster.info(name)
+        except NoSuchJobError as error:
+            if not self._known:
+                raise
+            msg = f"{name}: the cluster was restarted and has forgotten the job; how it ended is not known"
+            raise LostContactError(msg) from error
+        except ClusterError as error:  # a refusal too: the job may well go on
+            if time.monotonic() - self._answered > self._lost_after_s:
+                msg = f"lost contact with {name}: {error}; go on with: rayferry logs -f {name}"
+                raise LostContactError(msg) from error
+            return None
+        self._answered, self._known = time.monotonic(), True
+        return info
+
+
+def _finish(cluster: Followed, submission_id: str, lines: Lines) -> None:
+    for _ in range(_LOG_TRIES):  # a log that cannot be had does not change how the job ended
+        with contextlib.suppress(ClusterError):
+            lines.feed(cluster.logs(submission_id), 0)
+            break
+        time.sleep(_POLL_S)
+    lines.close()
 
 
 def _drain(pieces: "queue.SimpleQueue[tuple[str, int]]", lines: Lines, seconds: float) -> None:
@@ -156,7 +187,7 @@ def _stream(
                 return
 
     while not over.is_set():
-        with contextlib.suppress(Exception):  # whatever ended the stream, it is opened again
+        with contextlib.suppress(Exception, asyncio.CancelledError):  # whatever ended the stream, it is opened again
             asyncio.run(once())
         over.wait(_POLL_S)
 

@@ -1,6 +1,7 @@
 """From a job to its result: preflight, submission, following, collecting."""
 
 import signal
+import sys
 from typing import TYPE_CHECKING, Any
 
 from rayferry.job.errors import RayferryError
@@ -42,7 +43,11 @@ def submit(spec: JobSpec, address: Address, submission_id: str) -> tuple[Cluster
             report.note(f"not checked: {probe.text}")
     require(probes)
     request = build_request(spec, address.url, submission_id)
-    clusters[0].submit(request)
+    try:
+        clusters[0].submit(request)
+    except KeyboardInterrupt:
+        report.note(f"\ninterrupted while submitting: see whether it was started: rayferry status {submission_id}")
+        sys.exit(EXIT_DETACHED)
     report.note(f"submitted {submission_id} to {address.url}")
     return clusters[0], request
 
@@ -81,7 +86,9 @@ def conclude(cluster: Cluster, info: JobInfo, *, as_json: bool = False) -> int:
     """Tells how an ended job ended. Returns the exit code."""
     code = collect.exit_code(info)
     manifest, missing = _manifest(info)
-    if code == 0 and isinstance(missing, s3.NotThereError):
+    # a path of another machine is not seen from here
+    is_here = s3.is_s3(info.output_uri or "") or Address(cluster.url, "").is_loopback
+    if code == 0 and isinstance(missing, s3.NotThereError) and is_here:
         report.note(f"{info.submission_id} ended well, but there is no manifest: {missing}")
         code = collect.EXIT_FAILED
     if code not in {0, collect.EXIT_TOO_MANY_ERRORS}:
@@ -96,7 +103,7 @@ def conclude(cluster: Cluster, info: JobInfo, *, as_json: bool = False) -> int:
         report.note(f"the manifest cannot be read from here: {missing}")
     if as_json:
         report.json_datum(outcome(info, manifest, code))
-    elif manifest and info.output_uri:
+    elif info.output_uri and (manifest or code == 0):
         report.datum(info.output_uri)
     return code
 

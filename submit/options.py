@@ -22,14 +22,14 @@ def load_job(path: Path, sets: Sequence[str] = ()) -> JobSpec:
         SpecError: the file cannot be read, or it or a change to it is not valid.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         msg = f"{path}: cannot be read: {reason}; to make a job file: rayferry init"
         raise SpecError(msg) from error
     try:
         data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         msg = f"{path}: not valid {'JSON' if path.suffix == '.json' else 'YAML'}: {reason}"
         raise SpecError(msg) from error
@@ -47,7 +47,7 @@ def _assign(data: object, assignment: str) -> object:
         raise SpecError(msg)
     try:
         value: Any = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         msg = f"--set {assignment}: the value is not valid YAML: {' '.join(str(error).split())}"
         raise SpecError(msg) from error
     if not isinstance(data, dict):

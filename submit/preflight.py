@@ -119,6 +119,8 @@ def _input(spec: JobSpec) -> str:
         for key, size in found
         if size and (key == root or (key.startswith(root + "/") and is_data(key[len(root) + 1 :])))
     ]
+    if not sizes and len(found) >= _LISTED:
+        return f"{uri}: the first {_LISTED} objects hold no input; the job will find out"
     if not sizes:
         msg = f"{uri}: no input there (no file that holds a byte); check input.uri"
         raise PreflightError(msg)
@@ -129,7 +131,8 @@ def _output(spec: JobSpec) -> str:
     layout = Layout(spec.output.uri)
     if not s3.is_s3(layout.output_uri):
         return f"{layout.output_uri}: a path on the cluster's nodes; the job will find out"
-    found = s3.list_keys(layout.output_uri, 1)
+    # a console makes an empty object of the folder's own name
+    found = [entry for entry in s3.list_keys(layout.output_uri, 2) if entry != (layout.output_uri, 0)]
     if found:
         msg = f"{layout.output_uri} is not empty ({found[0][0]} is there); choose another output.uri, or empty it first"
         raise PreflightError(msg)
@@ -146,8 +149,11 @@ def _model(spec: JobSpec, address: Address) -> str:
             msg = f"{model}: no model there; check the job file's model"
             raise PreflightError(msg)
         return f"{model}: there"
-    if model.startswith(("/", "./", "../", "~", "file://")):
-        path = Path(model.removeprefix("file://")).expanduser()
+    if model.startswith(("./", "../", "~")):
+        msg = f"model {model!r}: means nothing on the cluster; give an absolute folder, a hub id or an s3:// prefix"
+        raise PreflightError(msg)
+    if model.startswith(("/", "file://")):
+        path = Path(model.removeprefix("file://"))
         if address.is_loopback and not path.exists():
             msg = f"model {model!r}: no such folder; give a folder of the cluster's nodes, a hub id or an s3:// prefix"
             raise PreflightError(msg)

@@ -49,8 +49,8 @@ def client(*, anonymous: bool = False) -> "S3Client":
 
 def split(uri: str) -> tuple[str, str]:
     """`s3://bucket/key` as bucket and key."""
-    parts = urlsplit(uri)
-    return parts.netloc.removeprefix("anonymous@"), parts.path.lstrip("/")
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket.removeprefix("anonymous@"), key.lstrip("/")
 
 
 def is_s3(uri: str) -> bool:
@@ -110,9 +110,12 @@ def read_bytes(uri: str) -> bytes:
     if not is_s3(uri):
         try:
             return _path(uri).read_bytes()
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             msg = f"{uri}: not there"
             raise NotThereError(msg) from error
+        except OSError as error:
+            msg = f"{uri}: cannot be read: {error.strerror}"
+            raise StorageError(msg) from error
     bucket, key = split(uri)
     with explained(uri):
         return client().get_object(Bucket=bucket, Key=key)["Body"].read()

@@ -27,6 +27,8 @@ def run_demo(*, keep: bool) -> int:
     was_up = stack.find() is not None
     found = stack.up(report.note)
     try:
+        for name in stack.CLEARED:
+            os.environ.pop(name, None)
         os.environ.update(found.environ())
         code = _run(found, str(model))
     finally:

@@ -28,6 +28,8 @@ from rayferry.submit.local import processes
 from rayferry.submit.local.ports import free_ports
 
 BUCKET = "rayferry"
+# What a shell may have set for another account, and what wins over the stack's own settings.
+CLEARED = ("AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_SESSION_TOKEN")
 _READY_S = 90.0
 _TRIES = 3
 _POLL_S = 0.2
@@ -68,6 +70,7 @@ class Stack:
             "AWS_REGION": "us-east-1",
             "RAYFERRY_BUCKET": f"s3://{BUCKET}",
             "RAYFERRY_DEMO_MODEL": self.model,
+            **_no_proxy(),
         }
 
 
@@ -87,7 +90,8 @@ def find() -> Stack | None:
         stack = Stack(**json.loads(_file().read_text()))
     except (OSError, ValueError, TypeError):
         return None
-    return stack if _answers(stack.address + "/api/version") and _answers(stack.endpoint) else None
+    is_up = count() and _answers(stack.address + "/api/version") and _answers(stack.endpoint)
+    return stack if is_up else None
 
 
 def up(say: Callable[[str], None]) -> Stack:
@@ -141,6 +145,7 @@ def _start(say: Callable[[str], None]) -> Stack:
         raise StackError(msg)
     run = _new_run_folder()
     (folder() / "s3").mkdir(exist_ok=True)
+    (run / "s3").symlink_to(folder() / "s3")  # a name without commas, which the server would split at
     stack = Stack(
         address=f"http://127.0.0.1:{ports[0]}",
         gcs_address=f"127.0.0.1:{ports[11]}",
@@ -150,9 +155,10 @@ def _start(say: Callable[[str], None]) -> Stack:
         model=str(model_folder()),
     )
     environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environ |= {name: value for name, value in stack.environ().items() if name.startswith("AWS_")}
-    environ |= {"RAY_USAGE_STATS_ENABLED": "0", "PATH": _path()}
-    environ.pop("AWS_PROFILE", None)
+    environ |= {name: value for name, value in stack.environ().items() if not name.startswith("RAY")}
+    environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "PATH": _path()}
+    for name in CLEARED:
+        environ.pop(name, None)
     say("starting an S3 server and a Ray head on this machine")
     logs = {name: folder() / f"{name}.log" for name in ("s3", "ray")}
     for log in logs.values():
@@ -161,10 +167,13 @@ def _start(say: Callable[[str], None]) -> Stack:
         "s3": processes.spawn(_weed_command(weed, ports[1:11], run), folder(), environ, logs["s3"]),
         "ray": processes.spawn(_ray_command(ray, ports[0], ports[11:], run), folder(), environ, logs["ray"]),
     }
-    ready = {"s3": stack.endpoint, "ray": stack.address + "/api/version"}
+    ready: dict[str, Callable[[], bool]] = {
+        "s3": lambda: _answers(stack.endpoint),
+        "ray": lambda: _has_node(stack.address),
+    }
     deadline = time.monotonic() + _READY_S
-    for name, url in ready.items():
-        while not _answers(url):
+    for name, is_ready in ready.items():
+        while not is_ready():
             if servers[name].poll() is not None or time.monotonic() > deadline:
                 lines = logs[name].read_text(errors="replace").splitlines()[-_LOG_LINES:]
                 msg = f"the local {name} server did not start (log: {logs[name]}): " + " | ".join(lines)
@@ -181,7 +190,7 @@ def _weed_command(weed: str, ports: list[int], run: Path) -> list[str]:
     """SeaweedFS as one process, every port chosen and all that is not S3 left out."""
     s3, s3_grpc, master, master_grpc, volume, volume_grpc, filer, filer_grpc, admin, admin_grpc = ports
     return [
-        weed, f"-logdir={run}", "mini", f"-dir={folder() / 's3'}", f"-bucket={BUCKET}",
+        weed, f"-logdir={run}", "mini", f"-dir={run / 's3'}", f"-bucket={BUCKET}",
         "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
         f"-s3.port={s3}", f"-s3.port.grpc={s3_grpc}", "-s3.port.iceberg=0", "-s3.port.lance=0",
         f"-master.port={master}", f"-master.port.grpc={master_grpc}", "-master.telemetry=false",
@@ -224,14 +233,35 @@ def _clear_run_folder() -> None:
         link.unlink()
 
 
+def _no_proxy() -> dict[str, str]:
+    """No proxy between this machine and itself; what was left out before stays so."""
+    before = os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or ""
+    hosts = ",".join(dict.fromkeys([*filter(None, before.split(",")), "127.0.0.1", "localhost"]))
+    return {"NO_PROXY": hosts, "no_proxy": hosts}
+
+
 def _file() -> Path:
     return folder() / "stack.json"
 
 
 def _answers(url: str) -> bool:
     with suppress(requests.RequestException):
-        return requests.get(url, timeout=3).status_code < 500  # noqa: PLR2004  # 403: there, and wants a signature
+        return _get(url).status_code < 500  # noqa: PLR2004  # 403: there, and wants a signature
     return False
+
+
+def _has_node(address: str) -> bool:
+    """The head answers some seconds before its node is in the list."""
+    with suppress(requests.RequestException, KeyError, TypeError):
+        listing = _get(address + "/api/v0/nodes").json()["data"]["result"]["result"]
+        return any(node["state"] == "ALIVE" for node in listing)
+    return False
+
+
+def _get(url: str) -> requests.Response:
+    with requests.Session() as session:
+        session.trust_env = False  # no proxy lies between
+        return session.get(url, timeout=3)
 
 
 @contextmanager

@@ -1,0 +1,345 @@
+"""The Jobs API as a laptop meets it: absent, refusing, forgetful, and the real one."""
+
+import os
+import socket
+from dataclasses import replace
+
+import pytest
+
+from rayferry.job.spec import parse
+from rayferry.submit.client import Cluster, ClusterError, JobInfo, NoSuchJobError, UnreachableError
+from rayferry.submit.follow import follow
+from rayferry.submit.local.ports import free_ports
+from rayferry.submit.request import build_request, new_submission_id
+
+PACKAGES = "/api/packages/"
+JOBS = "/api/jobs/"
+
+
+@pytest.fixture
+def request_of(spec):
+    """A request to a cluster."""
+
+    def make(url, submission_id="job-1"):
+        return build_request(spec, url, submission_id)
+
+    return make
+
+
+@pytest.fixture
+def closed_url():
+    return f"http://127.0.0.1:{free_ports(1)[0]}"
+
+
+def test_an_address_where_nothing_listens_is_unreachable(closed_url):
+    with pytest.raises(UnreachableError, match=rf"no cluster answers at {closed_url}; check that it is up"):
+        Cluster(closed_url)
+
+
+def test_a_host_without_a_name_is_unreachable():
+    with pytest.raises(UnreachableError, match="no cluster answers"):
+        Cluster("http://no-such-host.invalid:8265")
+
+
+def test_an_address_that_accepts_and_says_nothing_is_unreachable(monkeypatch):
+    monkeypatch.setattr("rayferry.submit.client._TIMEOUT_S", (0.2, 0.2))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(UnreachableError, match="no cluster answers"):
+            Cluster(url)
+
+
+def test_a_token_that_is_missing_is_told_with_the_variables_to_set(serve_ray):
+    api = serve_ray(token="secret")
+    with pytest.raises(ClusterError, match="RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"):
+        Cluster(api.url)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_token_is_not_unreachable(ray_api, status):
+    ray_api.faults[("GET", "/api/version")] = [(status, "Forbidden: Invalid authentication token")]
+    with pytest.raises(ClusterError) as caught:
+        Cluster(ray_api.url)
+    assert not isinstance(caught.value, UnreachableError)
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (404, "not found"),
+        (200, "<html>a web server</html>"),
+        (200, "{}"),
+        (200, "[]"),
+        (200, '{"ray_version": "not a version"}'),
+        (500, "boom"),
+        (302, ""),
+    ],
+)
+def test_what_is_no_dashboard_is_refused_in_plain_words(ray_api, status, text):
+    ray_api.faults[("GET", "/api/version")] = [(status, text)] * 3
+    with pytest.raises(ClusterError, match=ray_api.url):
+        Cluster(ray_api.url)
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_a_proxy_without_a_head_behind_it_is_unreachable(ray_api, status):
+    cluster = Cluster(ray_api.url)
+    ray_api.faults[("GET", JOBS)] = [(status, "Bad Gateway")]
+    with pytest.raises(UnreachableError):
+        cluster.info("job-1")
+
+
+@pytest.mark.parametrize("fault", ["before", "after", "cut"])
+def test_an_answer_that_is_lost_on_its_way_is_unreachable(ray_api, request_of, fault):
+    cluster = Cluster(ray_api.url)
+    cluster.submit(request_of(ray_api.url))
+    ray_api.faults[("GET", JOBS)] = [fault]
+    with pytest.raises(UnreachableError):
+        cluster.info("job-1")
+
+
+@pytest.mark.parametrize("variable", ["RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"])
+def test_the_environment_does_not_override_the_address(ray_api, closed_url, monkeypatch, variable):
+    monkeypatch.setenv(variable, closed_url)
+    assert Cluster(ray_api.url).version()["ray_version"] == "2.60.0"
+
+
+@pytest.mark.parametrize("variable", ["RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"])
+def test_the_environment_is_left_as_it_was(closed_url, monkeypatch, variable):
+    monkeypatch.setenv(variable, "http://elsewhere:8265")
+    with pytest.raises(UnreachableError):
+        Cluster(closed_url)
+    assert os.environ[variable] == "http://elsewhere:8265"
+
+
+def test_a_submitted_job_is_sent_whole(ray_api, request_of):
+    request = request_of(ray_api.url)
+    Cluster(ray_api.url).submit(request)
+    sent = ray_api.jobs["job-1"]["sent"]
+    assert (sent["entrypoint"], sent["metadata"]) == (request.entrypoint, request.metadata)
+
+
+def test_the_package_arrives_byte_for_byte_where_the_runtime_env_points(ray_api, request_of):
+    request = request_of(ray_api.url)
+    Cluster(ray_api.url).submit(request)
+    uri = ray_api.jobs["job-1"]["sent"]["runtime_env"]["working_dir"]
+    assert ray_api.packages[PACKAGES + uri.replace("://", "/")] == request.content
+
+
+def test_a_package_that_the_cluster_has_is_not_sent_again(ray_api, request_of):
+    cluster = Cluster(ray_api.url)
+    cluster.submit(request_of(ray_api.url, "job-1"))
+    cluster.submit(request_of(ray_api.url, "job-2"))
+    assert sum(method == "PUT" for method, _ in ray_api.requests) == 1
+
+
+def test_a_request_can_be_submitted_and_printed_after(ray_api, request_of):
+    request = request_of(ray_api.url)
+    before = request.to_json()
+    Cluster(ray_api.url).submit(request)
+    assert request.to_json() == before
+
+
+@pytest.mark.parametrize("fault", ["before", "after", "cut", (503, "not ready"), (502, "bad"), (504, "slow")])
+def test_a_post_whose_answer_is_lost_starts_one_job(ray_api, request_of, fault):
+    ray_api.faults[("POST", JOBS)] = [fault]
+    Cluster(ray_api.url).submit(request_of(ray_api.url), sleep=lambda _seconds: None)
+    assert list(ray_api.jobs) == ["job-1"]
+
+
+@pytest.mark.parametrize("fault", ["after", "cut"])
+def test_a_post_that_was_carried_out_is_not_repeated(ray_api, request_of, fault):
+    ray_api.faults[("POST", JOBS)] = [fault]
+    Cluster(ray_api.url).submit(request_of(ray_api.url), sleep=lambda _seconds: None)
+    assert ray_api.num("POST", JOBS) == 1
+
+
+def test_a_job_that_started_is_found_though_the_question_was_lost_too(ray_api, request_of):
+    ray_api.faults[("POST", JOBS)] = ["after"]
+    ray_api.faults[("GET", JOBS)] = ["before"]
+    Cluster(ray_api.url).submit(request_of(ray_api.url), sleep=lambda _seconds: None)
+    assert list(ray_api.jobs) == ["job-1"]
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+def test_an_upload_that_breaks_is_repeated(ray_api, request_of, method):
+    ray_api.faults[(method, PACKAGES)] = ["before", "before"]
+    request = request_of(ray_api.url)
+    Cluster(ray_api.url).submit(request, sleep=lambda _seconds: None)
+    assert list(ray_api.packages.values()) == [request.content]
+
+
+def test_a_cluster_that_stays_away_is_given_up_after_four_tries(ray_api, request_of):
+    slept = []
+    ray_api.faults[("POST", JOBS)] = ["before"] * 10
+    cluster = Cluster(ray_api.url)
+    with pytest.raises(UnreachableError):
+        cluster.submit(request_of(ray_api.url), sleep=slept.append)
+    assert (ray_api.num("POST", JOBS), slept) == (4, [1.0, 2.0, 4.0])
+
+
+def test_a_refusal_is_not_repeated(ray_api, request_of):
+    ray_api.faults[("POST", JOBS)] = [(400, "bad runtime_env")]
+    cluster = Cluster(ray_api.url)
+    with pytest.raises(ClusterError, match="400: bad runtime_env"):
+        cluster.submit(request_of(ray_api.url), sleep=pytest.fail)
+    assert ray_api.num("POST", JOBS) == 1
+
+
+def test_an_id_that_another_job_has_is_refused(ray_api, request_of):
+    cluster = Cluster(ray_api.url)
+    cluster.submit(request_of(ray_api.url))
+    with pytest.raises(ClusterError, match="has a job of this submission_id already"):
+        cluster.submit(request_of(ray_api.url), sleep=pytest.fail)
+
+
+def test_a_strangers_job_of_the_same_id_is_not_taken_for_ours(ray_api, request_of):
+    cluster = Cluster(ray_api.url)
+    cluster.submit(replace(request_of(ray_api.url), metadata={"rayferry_output_uri": "s3://theirs/"}))
+    ray_api.faults[("POST", JOBS)] = ["before"]
+    with pytest.raises(ClusterError, match="has a job of this submission_id already"):
+        cluster.submit(request_of(ray_api.url), sleep=lambda _seconds: None)
+
+
+def test_a_job_that_is_not_known_is_told_so(ray_api):
+    with pytest.raises(NoSuchJobError, match=r"nope: .* knows no such job; see: rayferry list"):
+        Cluster(ray_api.url).info("nope")
+
+
+def test_a_job_comes_back_as_a_value(ray_api, request_of):
+    request = request_of(ray_api.url)
+    cluster = Cluster(ray_api.url)
+    cluster.submit(request)
+    info = JobInfo("job-1", "SUCCEEDED", "it is SUCCEEDED", None, 1000, None, request.metadata)
+    assert cluster.info("job-1") == info
+
+
+def test_a_job_tells_its_output_and_name(ray_api, request_of, job_data):
+    cluster = Cluster(ray_api.url)
+    cluster.submit(request_of(ray_api.url))
+    info = cluster.info("job-1")
+    assert (info.output_uri, info.name) == (job_data["output"]["uri"] + "/", "reviews")
+
+
+def test_jobs_come_newest_first(ray_api, request_of):
+    cluster = Cluster(ray_api.url)
+    for name in ["job-1", "job-2", "job-3"]:
+        cluster.submit(request_of(ray_api.url, name))
+    assert [job.submission_id for job in cluster.jobs()] == ["job-3", "job-2", "job-1"]
+
+
+def test_a_stopped_job_says_so(ray_api, request_of):
+    cluster = Cluster(ray_api.url)
+    cluster.submit(request_of(ray_api.url))
+    cluster.stop("job-1")
+    assert cluster.info("job-1").status == "STOPPED"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "expected"),
+    [
+        ([], []),
+        ([{"state": "ALIVE", "resources_total": {"CPU": 4.0}}], [4.0]),
+        ([{"state": "DEAD", "resources_total": {"CPU": 4.0}}], []),
+        ([{"state": "ALIVE", "resources_total": None}], [0]),
+        ([{"state": "ALIVE", "resources_total": {"GPU": 1.0}}], [0]),
+    ],
+)
+def test_only_living_nodes_are_counted(ray_api, nodes, expected):
+    ray_api.nodes = nodes
+    found, _ = Cluster(ray_api.url).nodes()
+    assert [node.num_cpus for node in found] == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "answer"),
+    [
+        ("/api/v0/nodes", (500, '{"result": false, "msg": "GCS is not there", "data": {}}')),
+        ("/api/v0/nodes", (429, "too many")),
+        ("/api/v0/nodes", (200, "<html>")),
+        ("/api/v0/nodes", (200, '{"result": false, "msg": "failed", "data": {}}')),
+        ("/api/v0/nodes", (200, '{"result": false, "msg": "failed", "data": null}')),
+        ("/api/v0/nodes", "cut"),
+        ("/api/cluster_status", (500, '{"result": false, "msg": "GCS is not there", "data": {}}')),
+        ("/api/cluster_status", (200, "<html>")),
+        ("/api/cluster_status", (200, '{"result": false, "msg": "failed", "data": null}')),
+        ("/api/cluster_status", "cut"),
+    ],
+)
+def test_nodes_that_cannot_be_told_are_a_cluster_error(ray_api, path, answer):
+    cluster = Cluster(ray_api.url)
+    ray_api.faults[("GET", path)] = [answer]
+    with pytest.raises(ClusterError, match=ray_api.url):
+        cluster.nodes()
+
+
+@pytest.mark.parametrize(
+    ("status", "autoscaling"),
+    [
+        ('{"data": {}}', False),
+        ('{"data": {"clusterStatus": null}}', False),
+        ('{"data": {"clusterStatus": {"autoscalerReport": {"activeNodes": {"node_1f": 1}}}}}', False),
+        ('{"data": {"clusterStatus": {"autoscalerReport": {"activeNodes": {"ray.worker.gpu": 1}}}}}', True),
+    ],
+)
+def test_a_cluster_that_can_grow_is_told_by_its_node_types(ray_api, status, autoscaling):
+    ray_api.faults[("GET", "/api/cluster_status")] = [(200, status)]
+    assert Cluster(ray_api.url).nodes()[1] is autoscaling
+
+
+def test_the_real_cluster_does_not_know_a_job_that_was_never_sent(stack):
+    with pytest.raises(NoSuchJobError):
+        Cluster(stack.address).info("never-sent")
+
+
+@pytest.mark.parametrize("method", ["logs", "stop"])
+def test_the_real_cluster_says_the_same_of_its_log_and_its_stop(stack, method):
+    with pytest.raises(NoSuchJobError):
+        getattr(Cluster(stack.address), method)("never-sent")
+
+
+@pytest.fixture(scope="module")
+def real_job(stack):
+    """A job that ran on the real cluster, from a package like any other, and what was shown of it."""
+    uris = {"input": {"uri": "s3://rayferry/none"}, "output": {"uri": "s3://rayferry/none-out"}}
+    spec = parse({"name": "real", "model": "m", **uris}, "here")
+    request = build_request(spec, stack.address, new_submission_id("real"))
+    program = "for n in range(200): print('line', n, 'é')"
+    tail = "python -c \"import rayferry.job; print(rayferry.job.__file__, end='')\"; exit 3"
+    request = replace(request, entrypoint=f'python -c "{program}"; ls spec.json; {tail}')
+    cluster = Cluster(stack.address)
+    cluster.submit(request)
+    shown = []
+    info = follow(cluster, request.submission_id, shown.append)
+    return cluster, request, shown, info
+
+
+def test_the_real_cluster_runs_the_package_that_was_sent(real_job):
+    _, _, shown, _ = real_job
+    assert (shown[-2], "working_dir_files" in shown[-1]) == ("spec.json", True)
+
+
+def test_the_real_log_is_shown_once_to_its_last_character(real_job):
+    _, _, shown, _ = real_job
+    assert shown[-202:-2] == [f"line {n} é" for n in range(200)]
+
+
+def test_the_real_cluster_tells_how_the_driver_ended(real_job):
+    _, request, _, info = real_job
+    assert (info.status, info.exit_code, info.metadata) == ("FAILED", 3, request.metadata)
+
+
+def test_the_real_cluster_refuses_an_id_twice(real_job):
+    cluster, request, _, _ = real_job
+    with pytest.raises(ClusterError, match="has a job of this submission_id already"):
+        cluster.submit(request, sleep=pytest.fail)
+
+
+def test_the_real_cluster_lists_the_job(real_job):
+    cluster, request, _, info = real_job
+    assert info in [job for job in cluster.jobs() if job.submission_id == request.submission_id]
+
+
+def test_the_real_cluster_tells_its_nodes(real_job):
+    nodes, autoscaling = real_job[0].nodes()
+    assert (len(nodes), nodes[0].num_cpus > 0, autoscaling) == (1, True, False)

@@ -1,0 +1,205 @@
+"""What came of a run is read from its manifest and its parts, never from its logs."""
+
+import uuid
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rayferry.job.errors import RayferryError
+from rayferry.submit import collect, s3
+from rayferry.submit.client import JobInfo
+from rayferry.submit.s3 import NotThereError, StorageError
+
+
+@pytest.fixture
+def part(tmp_path):
+    """Writes a Parquet file under the output folder."""
+
+    def write(name, **columns):
+        path = tmp_path / "out" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(columns), path)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def out(tmp_path):
+    return str(tmp_path / "out")
+
+
+@pytest.mark.parametrize("slashes", ["", "/", "//"])
+def test_a_manifest_is_found_however_the_output_is_spelt(out, write_manifest, slashes):
+    manifest = write_manifest(out, "job-1")
+    assert collect.read_manifest(out + slashes) == manifest
+
+
+def test_a_manifest_is_read_from_s3(bucket_uri):
+    s3.write_bytes(f"{bucket_uri}/_meta/manifest.json", b'{"schema_version": 1, "counts": {}}')
+    assert collect.read_manifest(bucket_uri) == {"schema_version": 1, "counts": {}}
+
+
+def test_a_run_that_is_not_done_has_none(out):
+    with pytest.raises(NotThereError, match=r"_meta/manifest\.json: not there"):
+        collect.read_manifest(out)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "not a manifest of Rayferry"),
+        ("{", "not a manifest of Rayferry"),
+        ("[]", "not a manifest of Rayferry"),
+        ("null", "not a manifest of Rayferry"),
+        ("{}", "not a manifest of Rayferry"),
+        ('{"schema_version": 2}', "of schema version 2; this Rayferry reads 1: upgrade it"),
+    ],
+)
+def test_what_is_no_manifest_known_here_is_refused(out, tmp_path, content, said):
+    (tmp_path / "out" / "_meta").mkdir(parents=True)
+    (tmp_path / "out" / "_meta" / "manifest.json").write_text(content)
+    with pytest.raises(RayferryError, match=said):
+        collect.read_manifest(out)
+
+
+def test_bytes_that_are_no_text_are_no_manifest(out, tmp_path):
+    (tmp_path / "out" / "_meta").mkdir(parents=True)
+    (tmp_path / "out" / "_meta" / "manifest.json").write_bytes(b"PAR1\xff\xfe")
+    with pytest.raises(RayferryError, match="not a manifest of Rayferry"):
+        collect.read_manifest(out)
+
+
+@pytest.mark.parametrize(
+    ("status", "driver", "code"),
+    [
+        ("SUCCEEDED", 0, 0),
+        ("SUCCEEDED", None, 0),
+        ("STOPPED", None, 4),
+        ("STOPPED", 143, 4),
+        ("FAILED", 1, 1),
+        ("FAILED", None, 1),
+        ("FAILED", 2, 1),
+        ("FAILED", 3, 3),
+        ("FAILED", 4, 1),
+        ("FAILED", 5, 1),
+        ("FAILED", 6, 6),
+        ("FAILED", 130, 1),
+        ("FAILED", -9, 1),
+        ("FAILED", 137, 1),
+    ],
+)
+def test_the_exit_code_follows_from_the_end(status, driver, code):
+    assert collect.exit_code(JobInfo("job-1", status, exit_code=driver)) == code
+
+
+def test_a_preview_shows_the_first_rows(out, part):
+    part("data/0.parquet", a=[1, 2, 3])
+    assert collect.preview(out, 2).to_pydict() == {"a": [1, 2]}
+
+
+def test_a_preview_goes_on_in_the_next_part(out, part):
+    part("data/0.parquet", a=[1, 2])
+    part("data/1.parquet", a=[3, 4])
+    assert collect.preview(out, 3).to_pydict() == {"a": [1, 2, 3]}
+
+
+def test_a_preview_of_fewer_rows_than_asked_shows_all(out, part):
+    part("data/0.parquet", a=[1, 2])
+    assert collect.preview(out, 100).num_rows == 2
+
+
+def test_a_preview_of_an_output_shows_answers_and_not_errors(out, part):
+    part("errors/0.parquet", a=["error"])
+    part("data/0.parquet", a=["answer"])
+    assert collect.preview(out, 10).to_pydict() == {"a": ["answer"]}
+
+
+def test_a_preview_of_the_errors_shows_them(out, part):
+    part("errors/0.parquet", a=["error"])
+    part("data/0.parquet", a=["answer"])
+    assert collect.preview(out + "/errors/", 10).to_pydict() == {"a": ["error"]}
+
+
+def test_a_preview_of_one_file_shows_it(part):
+    path = part("any/x.parquet", a=[1])
+    part("any/y.parquet", a=[2])
+    assert collect.preview(str(path), 10).to_pydict() == {"a": [1]}
+
+
+def test_parts_with_other_columns_are_shown_together(out, part):
+    part("data/0.parquet", a=[1])
+    part("data/1.parquet", a=[2], b=["x"])
+    assert collect.preview(out, 10).to_pydict() == {"a": [1, 2], "b": [None, "x"]}
+
+
+def test_parts_whose_columns_are_of_other_types_are_an_error_in_words(out, part):
+    part("data/0.parquet", a=[1])
+    part("data/1.parquet", a=["x"])
+    with pytest.raises(RayferryError):
+        collect.preview(out, 10)
+
+
+def test_a_file_that_is_not_parquet_is_named(out, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "0.parquet").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(RayferryError, match=r"0\.parquet"):
+        collect.preview(out, 10)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "empty.parquet"])
+def test_where_no_rows_are_the_preview_says_so(out, tmp_path, name):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("")
+    with pytest.raises(NotThereError, match="no Parquet files there"):
+        collect.preview(out, 10)
+
+
+def test_a_preview_of_nothing_says_so(out):
+    with pytest.raises(NotThereError, match="no Parquet files there"):
+        collect.preview(out, 10)
+
+
+@pytest.fixture
+def parquet():
+    """Parquet bytes of one column."""
+
+    def content(*values):
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table({"a": values}), sink)
+        return sink.getvalue().to_pybytes()
+
+    return content
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_preview_on_s3_shows_the_answers(bucket_uri, parquet, slash):
+    s3.write_bytes(f"{bucket_uri}/out/data/0.parquet", parquet(1, 2))
+    assert collect.preview(f"{bucket_uri}/out{slash}", 10).to_pydict() == {"a": [1, 2]}
+
+
+@pytest.mark.parametrize("form", ["out", "out/", "out/0.parquet"])
+def test_a_preview_on_s3_never_shows_a_neighbours_rows(bucket_uri, parquet, form):
+    s3.write_bytes(f"{bucket_uri}/out-old/0.parquet", parquet(1))
+    s3.write_bytes(f"{bucket_uri}/out/0.parquet.bak/1.parquet", parquet(2))
+    s3.write_bytes(f"{bucket_uri}/out/0.parquet", parquet(3))
+    assert 1 not in collect.preview(f"{bucket_uri}/{form}", 10).column("a").to_pylist()
+
+
+def test_a_preview_on_s3_of_nothing_does_not_show_a_neighbour(bucket_uri, parquet):
+    s3.write_bytes(f"{bucket_uri}/out-old/0.parquet", parquet(1))
+    with pytest.raises(NotThereError):
+        collect.preview(f"{bucket_uri}/out", 10)
+
+
+def test_a_preview_on_s3_reads_what_hive_wrote(bucket_uri, parquet):
+    key = s3.split(bucket_uri)[1] + "/day=a#b/part 0.parquet"
+    s3.client().put_object(Bucket="rayferry", Key=key, Body=parquet(1))
+    assert collect.preview(bucket_uri, 10).to_pydict() == {"a": [1]}
+
+
+def test_a_preview_without_a_bucket_is_an_error_of_storage(stack):
+    bucket = f"none-{uuid.uuid4().hex}"
+    with pytest.raises(StorageError, match=bucket):
+        collect.preview(f"s3://{bucket}/out", 10)

@@ -1,0 +1,222 @@
+"""From a followed job to an exit code, a datum on stdout and words on stderr."""
+
+import json
+
+import pytest
+
+from rayferry.job.spec import parse
+from rayferry.submit import launch
+from rayferry.submit.client import ClusterError, JobInfo, UnreachableError
+from rayferry.submit.config import Address
+from rayferry.submit.follow import LostContactError, follow
+from rayferry.submit.preflight import PreflightError
+from rayferry.submit.request import build_request
+
+LOG = "[rayferry] 10:00:00 rayferry 0.1.0: job-1\nINFO vllm\n[rayferry] 10:00:09 done\n"
+
+
+@pytest.fixture
+def out(tmp_path):
+    return str(tmp_path / "out") + "/"
+
+
+@pytest.fixture
+def finish(fake_cluster, out, capsys):
+    """Waits for a job that ends so; gives exit code, stdout and stderr."""
+
+    def run(status, exit_code=None, *, log=LOG, metadata=None, message="", url=None, **options):
+        metadata = {"rayferry_output_uri": out} if metadata is None else metadata
+        end = {"exit_code": exit_code, "metadata": metadata, "message": message}
+        cluster = fake_cluster(["PENDING", "RUNNING", status], [[log]], log=log, **end)
+        cluster.url = url or cluster.url
+        code = launch.wait(cluster, "job-1", **options)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("status", "driver", "has_manifest", "code"),
+    [
+        ("SUCCEEDED", 0, True, 0),
+        ("SUCCEEDED", 0, False, 1),
+        ("FAILED", 1, False, 1),
+        ("FAILED", None, False, 1),
+        ("FAILED", 2, False, 1),
+        ("FAILED", 137, False, 1),
+        ("FAILED", 3, True, 3),
+        ("FAILED", 3, False, 3),
+        ("FAILED", 6, False, 6),
+        ("STOPPED", None, False, 4),
+        ("STOPPED", None, True, 4),
+    ],
+)
+def test_each_end_has_its_exit_code(finish, out, write_manifest, status, driver, has_manifest, code):
+    if has_manifest:
+        write_manifest(out, "job-1")
+    assert finish(status, driver)[0] == code
+
+
+@pytest.mark.parametrize(("status", "driver"), [("SUCCEEDED", 0), ("FAILED", 3)])
+def test_the_datum_of_a_finished_run_is_its_output_uri(finish, out, write_manifest, status, driver):
+    write_manifest(out, "job-1")
+    assert finish(status, driver)[1] == f"{out}\n"
+
+
+@pytest.mark.parametrize(("status", "driver"), [("SUCCEEDED", 0), ("FAILED", 1), ("FAILED", 6), ("STOPPED", None)])
+def test_without_a_manifest_there_is_no_datum(finish, status, driver):
+    assert finish(status, driver)[1] == ""
+
+
+def test_a_success_without_a_manifest_is_said(finish):
+    assert "job-1 ended well, but there is no manifest" in finish("SUCCEEDED", 0)[2]
+
+
+def test_the_manifest_of_another_job_is_not_taken_for_this_ones(finish, out, write_manifest):
+    write_manifest(out, "job-0")
+    code, datum, words = finish("SUCCEEDED", 0)
+    assert (code, datum, "holds the answers of job-0" in words) == (1, "", True)
+
+
+def test_a_success_whose_store_cannot_be_read_from_here_still_gives_its_output_uri(finish):
+    uri = "s3://bucket/out/"
+    code, datum, words = finish("SUCCEEDED", 0, metadata={"rayferry_output_uri": uri})
+    assert (code, datum, "the manifest cannot be read from here" in words) == (0, f"{uri}\n", True)
+
+
+def test_a_success_on_a_path_of_a_cluster_elsewhere_is_a_success(finish):
+    uri = "/only/on/the/cluster/out/"
+    code, datum, _ = finish("SUCCEEDED", 0, metadata={"rayferry_output_uri": uri}, url="http://head:8265")
+    assert (code, datum) == (0, f"{uri}\n")
+
+
+def test_a_job_of_somebody_else_that_ends_well_is_no_error(finish):
+    assert finish("SUCCEEDED", 0, metadata={})[:2] == (0, "")
+
+
+def test_the_outcome_as_json_is_exactly_this(finish, out, write_manifest):
+    write_manifest(out, "job-1", succeeded=3, failed=1)
+    code, datum, _ = finish("FAILED", 3, as_json=True)
+    assert json.loads(datum) == {
+        "submission_id": "job-1",
+        "status": "FAILED",
+        "exit_code": code,
+        "output_uri": out,
+        "counts": {"total": 4, "succeeded": 3, "failed": 1},
+        "tokens": {"input": 10, "generated": 20},
+        "seconds": {"total": 1.5, "load": [1.0], "generate": 0.5},
+    }
+
+
+@pytest.mark.parametrize(("status", "driver"), [("SUCCEEDED", 0), ("FAILED", 1), ("FAILED", 6), ("STOPPED", None)])
+def test_every_end_gives_json_where_json_is_asked_for(finish, status, driver):
+    code, datum, _ = finish(status, driver, as_json=True)
+    assert (json.loads(datum)["exit_code"], json.loads(datum)["counts"]) == (code, None)
+
+
+def test_our_lines_are_shown_on_stderr(finish, out, write_manifest):
+    write_manifest(out, "job-1")
+    assert finish("SUCCEEDED", 0)[2].splitlines() == [
+        "job-1: PENDING (the cluster prepares the job's environment)",
+        "job-1: RUNNING",
+        "10:00:00 rayferry 0.1.0: job-1",
+        "10:00:09 done",
+        "2 rows: 2 answered in 1 parts, 0 failed; 20 tokens generated, 2 s",
+    ]
+
+
+def test_raw_shows_all_lines_on_stderr(finish, out, write_manifest):
+    write_manifest(out, "job-1")
+    assert LOG in finish("SUCCEEDED", 0, raw=True)[2]
+
+
+def test_failed_rows_come_with_the_command_that_shows_them(finish, out, write_manifest):
+    write_manifest(out, "job-1", failed=1)
+    assert f"rayferry preview {out}errors/\n" in finish("SUCCEEDED", 0)[2]
+
+
+def test_a_failed_job_is_explained_by_our_error_line(finish):
+    words = finish("FAILED", 1, log="noise\n[rayferry] 10:00:01 error: no GPU\n")[2].splitlines()
+    assert words[-3:] == ["job-1 failed", "  no GPU", "the whole log: rayferry logs --raw job-1"]
+
+
+def test_a_job_that_never_got_to_its_driver_is_explained_by_ray(finish):
+    words = finish("FAILED", None, log="", message="Runtime env setup failed:\nno pip\nx\ny")[2].splitlines()
+    assert words[-4:-1] == ["  Runtime env setup failed:", "  no pip", "  x"]
+
+
+def test_a_stopped_job_says_so(finish):
+    assert "job-1 was stopped" in finish("STOPPED")[2].splitlines()
+
+
+def test_a_failed_job_whose_log_cannot_be_had_is_explained_by_ray(fake_cluster, capsys):
+    cluster = fake_cluster(["FAILED"], log=ClusterError("one bad byte"), message="it died", exit_code=1)
+    assert launch.wait(cluster, "job-1") == 1
+    assert "  it died" in capsys.readouterr().err.splitlines()
+
+
+def test_lost_contact_is_raised_with_its_exit_code(fake_cluster, monkeypatch):
+    def at_once(*arguments):
+        return follow(*arguments, lost_after_s=0.02)
+
+    monkeypatch.setattr(launch, "follow", at_once)
+    with pytest.raises(LostContactError) as caught:
+        launch.wait(fake_cluster(["RUNNING", UnreachableError("down")]), "job-1")
+    assert caught.value.exit_code == 5
+
+
+@pytest.mark.usefixtures("interrupts")
+@pytest.mark.parametrize("before", [[], ["PENDING"], ["RUNNING"]])
+def test_ctrl_c_detaches_and_says_how_to_go_on(fake_cluster, capsys, before):
+    code = launch.wait(fake_cluster([*before, KeyboardInterrupt()]), "job-1")
+    datum, words = capsys.readouterr()
+    assert (code, datum) == (130, "")
+    assert "rayferry logs -f job-1" in words
+    assert "rayferry stop job-1" in words
+
+
+@pytest.fixture
+def place(ray_api):
+    return Address(ray_api.url, "test")
+
+
+def test_a_submitted_job_runs_on_the_cluster(spec, place, ray_api):
+    _, request = launch.submit(spec, place, "job-1")
+    assert ray_api.jobs["job-1"]["sent"]["metadata"] == request.metadata
+
+
+def test_what_is_submitted_is_what_a_dry_run_prints(spec, place):
+    assert launch.submit(spec, place, "job-1")[1] == build_request(spec, place.url, "job-1")
+
+
+def test_nothing_is_sent_where_a_check_fails(job_data, place, ray_api):
+    ray_api.nodes = []
+    spec = parse(job_data | {"resources": {"device": "gpu"}}, "job.yaml")
+    with pytest.raises(PreflightError, match="needs 1 GPUs on one node"):
+        launch.submit(spec, place, "job-1")
+    assert [entry for entry in ray_api.requests if entry[0] != "GET"] == []
+
+
+def test_a_conflict_of_addresses_is_said(spec, ray_api, capsys):
+    launch.submit(spec, Address(ray_api.url, "--address", "--address wins over RAY_ADDRESS=x"), "job-1")
+    assert capsys.readouterr().err.splitlines()[0] == "--address wins over RAY_ADDRESS=x"
+
+
+def test_what_could_not_be_checked_is_said_and_does_not_stop_the_job(job_data, place, ray_api, capsys):
+    spec = parse(job_data | {"input": {"uri": "s3://bucket/in/"}}, "job.yaml")
+    launch.submit(spec, place, "job-1")
+    assert "not checked: s3://bucket/in/: no AWS credentials here" in capsys.readouterr().err
+    assert list(ray_api.jobs) == ["job-1"]
+
+
+def test_an_outcome_of_a_job_that_has_no_manifest_has_no_counts():
+    info = JobInfo("job-1", "STOPPED")
+    assert launch.outcome(info, None, 4) == {
+        "submission_id": "job-1",
+        "status": "STOPPED",
+        "exit_code": 4,
+        "output_uri": None,
+        "counts": None,
+        "tokens": None,
+        "seconds": None,
+    }
