@@ -74,7 +74,7 @@ def run(spec: JobSpec, submission_id: str, predictor: type | None = None) -> dic
     parts = sink.PartsDatasink(layout, submission_id, spec.output.rows_per_part, board)
     size = sum(size for _, size in files)
     say(f"input: {len(files)} file{'s' * (len(files) > 1)}, {size:,} bytes; model: {spec.model}; task: {spec.task}")
-    _quiet_ray_data()
+    _set_up_ray_data()
     dataset = source.read(spec.input, files, board)
     dataset = dataset.repartition(target_num_rows_per_block=spec.batch_size)
     dataset = dataset.map_batches(
@@ -119,12 +119,15 @@ def _pool(spec: JobSpec, placement: Placement) -> dict[str, Any]:
     return {"compute": ActorPoolStrategy(**size), "max_concurrency": batches}  # an older Ray
 
 
-def _quiet_ray_data() -> None:
+def _set_up_ray_data() -> None:
     from ray.data import DataContext
 
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # One of them asks for a new replica's arguments each time it looks, so for a placement group that nobody uses.
+    # Source: https://github.com/ray-project/ray/issues/55995
+    context.issue_detectors_config.detectors = []
 
 
 def _autoscaling() -> bool:

@@ -1,0 +1,67 @@
+"""Runs the pipeline with tensor_parallel_size=2 and two replicas on a Ray of its own with four logical GPUs.
+
+usage: tensor_parallel_job.py FOLDER    prints one JSON line: what each replica saw, and the groups left at the end
+"""
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+import ray
+from ray.util import get_current_placement_group, placement_group_table
+
+from rayferry.job import pipeline
+from rayferry.job.predictor import _answered
+from rayferry.job.spec import parse
+
+
+class Replica:
+    """Answers nothing but where it runs; each batch takes long enough for the other replica to get some too."""
+
+    def __init__(self, spec, device, progress):
+        self._engine = spec.engine.tensor_parallel_size
+        progress.replica_ready.remote(load_s=0.0, vllm="none")
+
+    async def __call__(self, table):
+        await asyncio.sleep(0.5)
+        group = get_current_placement_group()
+        seen = placement_group_table(group)
+        context = ray.get_runtime_context()
+        told = {
+            "group": group.id.hex(),
+            "bundles": list(seen["bundles"].values()),
+            "strategy": seen["strategy"],
+            "captures_children": context.should_capture_child_tasks_in_placement_group,
+            "gpus_of_the_actor": context.get_assigned_resources().get("GPU", 0),
+        }
+        answered = _answered(table, [None] * table.num_rows, "none")
+        index = answered.schema.get_field_index("generated_text")
+        return answered.set_column(index, "generated_text", [[json.dumps(told)] * table.num_rows])
+
+
+def main():
+    folder = Path(sys.argv[1])
+    (folder / "in").mkdir()
+    for number in range(8):
+        (folder / "in" / f"{number}.txt").write_text("a prompt\n" * 4)
+    job = {
+        "model": "none",
+        "input": {"uri": str(folder / "in")},
+        "output": {"uri": str(folder / "out")},
+        "engine": {"tensor_parallel_size": 2},
+        "replicas": 2,
+        "batch_size": 2,
+    }
+    ray.init(num_cpus=8, num_gpus=4, include_dashboard=False, log_to_driver=False)
+    pipeline.run(parse(job, "job"), "groups", Replica)
+    import pyarrow.parquet as pq
+
+    rows = [row for part in (folder / "out/data").iterdir() for row in pq.read_table(part).to_pylist()]
+    told = {row["generated_text"] for row in rows}
+    states = [group["state"] for group in placement_group_table().values()]
+    print(json.dumps({"rows": len(rows), "told": sorted(map(json.loads, told), key=str), "states": states}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""Placement groups as a replica on several GPUs gets them: a real Ray, whose GPUs are only numbers."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory):
+    script = Path(__file__).with_name("tensor_parallel_job.py")
+    folder = tmp_path_factory.mktemp("groups")
+    done = subprocess.run([sys.executable, script, folder], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_every_row_is_answered(outcome):
+    assert outcome["rows"] == 32
+
+
+def test_every_replica_has_a_group_of_its_own(outcome):
+    assert len({told["group"] for told in outcome["told"]}) == 2
+
+
+def test_no_more_groups_are_made_than_there_are_replicas(outcome):
+    assert len(outcome["states"]) == 2
+
+
+def test_a_group_has_one_bundle_of_a_gpu_and_a_cpu_for_each_worker_on_one_node(outcome):
+    for told in outcome["told"]:
+        assert (told["strategy"], told["bundles"]) == ("STRICT_PACK", [{"CPU": 1.0, "GPU": 1.0}] * 2)
+
+
+def test_the_replicas_children_run_in_its_group_and_itself_takes_no_gpu(outcome):
+    assert [(told["captures_children"], told["gpus_of_the_actor"]) for told in outcome["told"]] == [(True, 0)] * 2
+
+
+def test_all_groups_are_removed_at_the_end(outcome):
+    assert set(outcome["states"]) == {"REMOVED"}
