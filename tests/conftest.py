@@ -3,6 +3,9 @@
 import os
 import uuid
 
+# The local stack's Ray keeps to the loopback address; a driver in this process must too. Ray reads this at import.
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+
 import pytest
 
 from rayferry.submit.local import stack as local_stack

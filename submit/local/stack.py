@@ -46,7 +46,7 @@ class Stack:
 
     Attributes:
         address: the Jobs API.
-        gcs_address: the Ray head itself, for a driver on this machine.
+        gcs_address: the Ray head itself, for a driver on this machine that has RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 set.
         endpoint: the S3 server.
         access_key: of the S3 server.
         secret_key: likewise.
