@@ -211,8 +211,8 @@ class Cluster:
     def _translate(self, error: Exception, what: str) -> ClusterError:
         text = " ".join(str(error).split())
         if type(error).__name__ == "AuthenticationError":
-            hint = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
-            return ClusterError(f"{self.url} asks for a valid token: {hint}; it said: {text}")
+            hint = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+            return ClusterError(f"{self.url} asks for a token that it accepts (here: none, or a wrong one): {hint}")
         if "does not exist" in text and "404" in text:
             return NoSuchJobError(f"{what}: {self.url} knows no such job; see: rayferry list")
         if "already exists" in text:

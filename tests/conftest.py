@@ -1,10 +1,23 @@
 """What tests share: one local stack for the whole session, in a state folder of its own."""
 
 import os
+import secrets
+import shutil
+import tempfile
 import uuid
+from pathlib import Path
 
-# The local stack's Ray keeps to the loopback address; a driver in this process must too. Ray reads this at import.
-os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+# Ray reads these when it is imported: the local stack's Ray keeps to the loopback address and asks for a token, and so
+# must a driver in this process. The token's file is where the stack will look for it.
+STATE = Path(tempfile.mkdtemp(prefix="rayferry-tests-"))
+TOKEN = STATE / "local" / "auth_token"
+TOKEN.parent.mkdir(mode=0o700)
+TOKEN.write_text(secrets.token_hex(32))
+os.environ |= {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN_PATH": str(TOKEN),
+}
 
 import pytest
 
@@ -12,10 +25,10 @@ from rayferry.submit.local import stack as local_stack
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory):
+def stack():
     """A real Ray head and a real S3 server on free ports; the process's environment points at them."""
     before = dict(os.environ)
-    os.environ["RAYFERRY_STATE"] = str(tmp_path_factory.mktemp("state"))
+    os.environ["RAYFERRY_STATE"] = str(STATE)
     try:
         found = local_stack.up(print)
         os.environ.update(found.environ())
@@ -24,6 +37,7 @@ def stack(tmp_path_factory):
         local_stack.down()
         os.environ.clear()
         os.environ.update(before)
+        shutil.rmtree(STATE)
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from rayferry.submit.local.ports import free_ports
 
 BUCKET = "rayferry"
 # What a shell may have set for another account, and what wins over the stack's own settings.
-CLEARED = ("AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_SESSION_TOKEN")
+CLEARED = ("AWS_ENDPOINT_URL_S3", "AWS_PROFILE", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN")
 _READY_S = 90.0
 _TRIES = 3
 _POLL_S = 0.2
@@ -51,6 +51,7 @@ class Stack:
         access_key: of the S3 server.
         secret_key: likewise.
         model: folder of the demo model, whether it has been made or not.
+        token_path: file with the token that Ray asks for: whoever may submit a job may do all that its user may.
     """
 
     address: str
@@ -59,11 +60,14 @@ class Stack:
     access_key: str
     secret_key: str
     model: str
+    token_path: str
 
     def environ(self) -> dict[str, str]:
         """What a shell needs to use it."""
         return {
             "RAY_API_SERVER_ADDRESS": self.address,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": self.token_path,
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
@@ -153,9 +157,15 @@ def _start(say: Callable[[str], None]) -> Stack:
         access_key=secrets.token_hex(10),
         secret_key=secrets.token_hex(20),
         model=str(model_folder()),
+        token_path=str(_token_path()),
     )
+    # of Ray's and our own variables only these: the rest would point the head at itself, or at another cluster
     environ = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environ |= {name: value for name, value in stack.environ().items() if not name.startswith("RAY")}
+    environ |= {
+        name: value
+        for name, value in stack.environ().items()
+        if not name.startswith("RAY") or name.startswith("RAY_AUTH_")
+    }
     environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "PATH": _path()}
     for name in CLEARED:
         environ.pop(name, None)
@@ -169,7 +179,7 @@ def _start(say: Callable[[str], None]) -> Stack:
     }
     ready: dict[str, Callable[[], bool]] = {
         "s3": lambda: _answers(stack.endpoint),
-        "ray": lambda: _has_node(stack.address),
+        "ray": lambda: _has_node(stack),
     }
     deadline = time.monotonic() + _READY_S
     for name, is_ready in ready.items():
@@ -240,6 +250,15 @@ def _no_proxy() -> dict[str, str]:
     return {"NO_PROXY": hosts, "no_proxy": hosts}
 
 
+def _token_path() -> Path:
+    """The token's file, which only its user may read; made once, and the same for every stack of the folder."""
+    path = folder() / "auth_token"
+    if not path.exists():
+        path.touch(mode=0o600)
+        path.write_text(secrets.token_hex(32))
+    return path
+
+
 def _file() -> Path:
     return folder() / "stack.json"
 
@@ -250,18 +269,19 @@ def _answers(url: str) -> bool:
     return False
 
 
-def _has_node(address: str) -> bool:
+def _has_node(stack: Stack) -> bool:
     """The head answers some seconds before its node is in the list."""
+    header = {"Authorization": f"Bearer {Path(stack.token_path).read_text()}"}
     with suppress(requests.RequestException, KeyError, TypeError):
-        listing = _get(address + "/api/v0/nodes").json()["data"]["result"]["result"]
+        listing = _get(stack.address + "/api/v0/nodes", header).json()["data"]["result"]["result"]
         return any(node["state"] == "ALIVE" for node in listing)
     return False
 
 
-def _get(url: str) -> requests.Response:
+def _get(url: str, headers: dict[str, str] | None = None) -> requests.Response:
     with requests.Session() as session:
         session.trust_env = False  # no proxy lies between
-        return session.get(url, timeout=3)
+        return session.get(url, headers=headers, timeout=3)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Placement groups as a replica on several GPUs gets them: a real Ray, whose GPUs are only numbers."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 def outcome(tmp_path_factory):
     script = Path(__file__).with_name("tensor_parallel_job.py")
     folder = tmp_path_factory.mktemp("groups")
-    done = subprocess.run([sys.executable, script, folder], capture_output=True, text=True, check=False)
+    env = {**os.environ, "RAY_AUTH_MODE": "disabled"}  # else it would leave a token in the home folder
+    done = subprocess.run([sys.executable, script, folder], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
