@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := $(shell find job runtime_env submit -name '*.py' -o -name '*.yaml' -o -name '*.jsonl') pyproject.toml MANIFEST.in README.md
 
-.PHONY: demo test venv wheel lint types unit e2e bench lock clean
+.PHONY: demo test venv lint types unit e2e bench lock clean
 
 demo: venv
 	$(BIN)/rayferry demo

@@ -11,9 +11,9 @@ from pathlib import Path
 from types import FrameType
 
 from rayferry.job import VERSION
-from rayferry.job.errors import RayferryError, root_line
-from rayferry.job.log import say
-from rayferry.job.spec import parse
+from rayferry.job.errors import RayferryError, SpecError, root_line
+from rayferry.job.log import counted, say
+from rayferry.job.spec import JobSpec, parse
 
 EXIT_TOO_MANY_ERRORS = 3
 EXIT_TIMED_OUT = 6
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, _on_sigterm)
     try:
-        spec = parse(json.loads(options.spec.read_bytes()), str(options.spec))
+        spec = _read(options.spec)
         say(f"rayferry {VERSION}: {options.submission_id}")
         if spec.timeout_s:
             timer = threading.Timer(spec.timeout_s, _on_timeout, [spec.timeout])
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         say(f"error: {root_line(error)}")
         return error.exit_code if isinstance(error, RayferryError) else 1
     counts = result["counts"]
-    say(f"done: {counts['succeeded']:,} answers, {counts['failed']:,} errors")
+    say(f"done: {counted(counts['succeeded'], 'answer')}, {counted(counts['failed'], 'error')}")
     if manifest.too_many_errors(result):
         say(
             f"error: {manifest.error_rate(result):.1%} of the rows failed, "
@@ -53,6 +53,15 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return EXIT_TOO_MANY_ERRORS
     return 0
+
+
+def _read(path: Path) -> JobSpec:
+    try:
+        data = json.loads(path.read_bytes())
+    except ValueError as error:
+        msg = f"{path}: not JSON: {error}"
+        raise SpecError(msg) from error
+    return parse(data, str(path))
 
 
 def _on_sigterm(_number: int, _frame: FrameType | None) -> None:

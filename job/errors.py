@@ -9,6 +9,8 @@ A row that fails is not an exception: it is a row in `errors/`.
 """
 
 _MAX_CHARS = 1000
+# Empty exceptions that Ray Data hangs on what it raises, as its cause.
+_MARKERS = {"SystemException", "UserCodeException"}
 
 
 class RayferryError(Exception):
@@ -43,10 +45,12 @@ def root_line(error: BaseException) -> str:
     quotes its traceback, whose last line is the original.
     """
     seen: set[int] = set()
-    while id(error) not in seen and not isinstance(error, RayferryError):
+    while id(error) not in seen:
         seen.add(id(error))
-        inner = getattr(error, "cause", None) or error.__cause__
-        if not isinstance(inner, BaseException):
+        inner = getattr(error, "cause", None)  # what a task raised; Ray's wrapper is of its class too
+        if not isinstance(inner, BaseException) and not isinstance(error, RayferryError):
+            inner = error.__cause__
+        if not isinstance(inner, BaseException) or type(inner).__name__ in _MARKERS:
             break
         error = inner
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

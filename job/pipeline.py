@@ -2,14 +2,15 @@
 
 import inspect
 import json
+import signal
 import time
 from typing import Any
 
 from rayferry.job import RAY_FLOOR
 from rayferry.job.errors import JobError
 from rayferry.job.layout import Layout
-from rayferry.job.log import say
-from rayferry.job.placement import Node, Placement, ReplicaGroups, has_node_types, plan
+from rayferry.job.log import counted, say
+from rayferry.job.placement import Node, Placement, ReplicaGroups, can_grow, plan
 from rayferry.job.spec import JobSpec, ReplicaRange
 
 # Rows that should be with an engine at once: twice the most sequences that vLLM runs together by default.
@@ -60,12 +61,14 @@ def run(spec: JobSpec, submission_id: str, predictor: type | None = None) -> dic
             raise JobError(msg)
     files = storage.list_files(spec.input.uri, anonymous=spec.input.anonymous)
     for path, _ in files:
-        source.format_of(path, spec.input.format)
+        spec.input.format_of(path)
 
     if not ray.is_initialized():
-        ray.init(log_to_driver=True)
-    nodes = [Node.from_resources(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    placement = plan(spec, nodes, autoscaling=_autoscaling())
+        on_sigterm = signal.getsignal(signal.SIGTERM)
+        ray.init()
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own there
+    nodes = [Node.from_ray(node["Resources"], node.get("Labels")) for node in ray.nodes() if node["Alive"]]
+    placement = plan(spec, nodes, autoscaling=can_grow(nodes, _autoscaler_status()))
     if placement.note:
         say(placement.note)
     storage.write_bytes(layout.spec_uri, spec.model_dump_json(indent=1).encode())
@@ -73,7 +76,7 @@ def run(spec: JobSpec, submission_id: str, predictor: type | None = None) -> dic
     groups = ReplicaGroups(placement.bundles)
     parts = sink.PartsDatasink(layout, submission_id, spec.output.rows_per_part, board)
     size = sum(size for _, size in files)
-    say(f"input: {len(files)} file{'s' * (len(files) > 1)}, {size:,} bytes; model: {spec.model}; task: {spec.task}")
+    say(f"input: {counted(len(files), 'file')}, {size:,} bytes; model: {spec.model}; task: {spec.task}")
     _set_up_ray_data()
     dataset = source.read(spec.input, files, board)
     dataset = dataset.repartition(target_num_rows_per_block=spec.batch_size)
@@ -130,14 +133,8 @@ def _set_up_ray_data() -> None:
     context.issue_detectors_config.detectors = []
 
 
-def _autoscaling() -> bool:
-    """True if the cluster can start further nodes.
-
-    A Ray head that was started by hand runs the autoscaler too, for its status page only: it then calls every
-    node's type `node_<id>`.
-    Source: the key and its content are written by ray/autoscaler/_private/monitor.py.
-    """
+def _autoscaler_status() -> dict[str, Any]:
     from ray.experimental.internal_kv import _internal_kv_get
 
     raw = _internal_kv_get(b"__autoscaling_status")
-    return has_node_types(json.loads(raw)) if raw else False
+    return json.loads(raw) if raw else {}

@@ -10,6 +10,8 @@ from rayferry.job.spec import JobSpec
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
 
+# Label of a node that the second autoscaler knows the type of; a head started by hand has none.
+GROUP_LABEL = "ray.io/node-group"
 ACCELERATOR_PREFIX = "accelerator_type:"  # Ray's name for the resource that tells a node's GPU model
 
 
@@ -21,21 +23,24 @@ class Node:
         num_cpus: logical CPUs.
         num_gpus: GPUs.
         accelerator_types: Ray's names of its GPU models.
+        is_autoscaled: an autoscaler started it, and can start more.
     """
 
     num_cpus: float
     num_gpus: float = 0
     accelerator_types: frozenset[str] = frozenset()
+    is_autoscaled: bool = False
 
     @classmethod
-    def from_resources(cls, resources: dict[str, float]) -> "Node":
-        """From Ray's table of a node's resources."""
+    def from_ray(cls, resources: dict[str, float], labels: dict[str, str] | None) -> "Node":
+        """From Ray's tables of a node's resources and labels."""
         return cls(
             num_cpus=resources.get("CPU", 0),
             num_gpus=resources.get("GPU", 0),
             accelerator_types=frozenset(
                 name.removeprefix(ACCELERATOR_PREFIX) for name in resources if name.startswith(ACCELERATOR_PREFIX)
             ),
+            is_autoscaled=GROUP_LABEL in (labels or {}),
         )
 
 
@@ -71,10 +76,11 @@ def plan(spec: JobSpec, nodes: Sequence[Node], *, autoscaling: bool) -> Placemen
         JobError: no node can hold a replica, or not all of them fit.
     """
     has_gpus = any(node.num_gpus for node in nodes)
-    if spec.resources.device == "cpu" or (spec.resources.device == "auto" and not has_gpus and not autoscaling):
+    kind = spec.resources.accelerator_type
+    no_gpus = not has_gpus and not autoscaling and kind is None
+    if spec.resources.device == "cpu" or (spec.resources.device == "auto" and no_gpus):
         return _on_cpus(spec, nodes)
     size = spec.engine.world_size
-    kind = spec.resources.accelerator_type
     fit = [node for node in nodes if kind is None or kind in node.accelerator_types]
     if not autoscaling:
         _check_gpus(spec, fit, nodes)
@@ -107,6 +113,12 @@ def _check_gpus(spec: JobSpec, fit: Sequence[Node], nodes: Sequence[Node]) -> No
             f"the cluster has room for {places}; lower replicas, or add nodes"
         )
         raise JobError(msg)
+    if size > 1 and sum(int(min(node.num_gpus, node.num_cpus) // size) for node in fit) < spec.min_replicas:
+        msg = (
+            f"each of a replica's {size} GPUs needs a CPU beside it on the same node, and the nodes have too few CPUs; "
+            "lower replicas, or use nodes with more CPUs"
+        )
+        raise JobError(msg)
     if size > 1 and sum(node.num_cpus for node in nodes) < spec.min_replicas * size + 1:
         msg = (
             f"{spec.min_replicas * size + 1} CPUs are needed (one beside each GPU and one to read and write), "
@@ -131,12 +143,22 @@ def _on_cpus(spec: JobSpec, nodes: Sequence[Node]) -> Placement:
     return Placement("cpu", {"num_cpus": cpus}, note=f"{note}each replica runs on CPUs ({cpus} reserved)")
 
 
-def has_node_types(status: dict[str, Any]) -> bool:
-    """Reads the autoscaler's status, as the cluster keeps it or as its dashboard shows it."""
+def can_grow(nodes: Sequence[Node], status: dict[str, Any]) -> bool:
+    """True if the cluster can start further nodes.
+
+    Ray's second autoscaler labels its nodes. The first tells of them in its status; a head that was started by hand
+    has it too, for the status page only, and then calls every node's type `node_<id>`.
+    Source: seen on Ray 2.60; the status is written by ray/autoscaler/_private/monitor.py.
+
+    Args:
+        nodes: the nodes that are there now.
+        status: the first autoscaler's, as the cluster keeps it or as its dashboard shows it; empty if there is none.
+    """
     report = status.get("autoscaler_report") or status.get("autoscalerReport") or {}
     active = report.get("active_nodes") or report.get("activeNodes") or {}
     idle = report.get("idle_nodes") or report.get("idleNodes") or {}
-    return any(not name.startswith("node") for name in {**active, **idle})
+    named = any(not name.startswith("node") for name in {**active, **idle})
+    return named or any(node.is_autoscaled for node in nodes)
 
 
 class ReplicaGroups:

@@ -133,7 +133,7 @@ def messages_of(prompt: str) -> list[dict[str, Any]]:
     if prompt.startswith("["):
         try:
             value = json.loads(prompt)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
         if isinstance(value, list) and value and all(isinstance(item, dict) and "role" in item for item in value):
             return value

@@ -143,7 +143,9 @@ class Reporter:
     def _run(self) -> None:
         logged = saved = time.monotonic()
         last = Snapshot()
-        while not self._ended.wait(1.0):
+        ended = False
+        while not ended:
+            ended = self._ended.wait(1.0)  # and then one look more: a short run's first answers came since
             try:
                 now: Snapshot = ray.get(self._board.snapshot.remote(), timeout=_LOG_EVERY_S)
             except ray.exceptions.GetTimeoutError:

@@ -38,6 +38,7 @@ class _Batch:
         self.outcomes: list[Any] = [None] * len(prompts)
         self.left = len(prompts)
         self.future: Future[list[Any]] = Future()
+        self.future.set_running_or_notify_cancel()  # a caller that gives up must not make `settle` fail
 
     def settle(self, index: int, outcome: Any) -> None:
         self.outcomes[index] = outcome
@@ -59,6 +60,7 @@ class Pump:
         self._running: dict[str, tuple[_Batch, int]] = {}
         self._admitting: _Batch | None = None
         self._dead: EngineError | None = None
+        self._closing = False
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="rayferry-pump", daemon=True)
         self._thread.start()
@@ -102,11 +104,12 @@ class Pump:
         """Gives the engine all that came in; sleeps while there is nothing to do. False: closed."""
         while True:
             try:
-                batch = self._incoming.get(block=not self._engine.is_busy())
+                batch = self._incoming.get(block=not (self._closing or self._engine.is_busy()))
             except queue.Empty:
-                return True
+                return not self._closing or self._engine.is_busy()
             if batch is None:
-                return False
+                self._closing = True
+                continue
             self._admitting = batch
             for index, prompt in enumerate(batch.prompts):
                 try:

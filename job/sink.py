@@ -14,12 +14,13 @@ from ray.data.block import BlockAccessor
 
 from rayferry.job import storage
 from rayferry.job.layout import Layout
-from rayferry.job.rows import DATA_COLUMNS, ERROR_SCHEMA, SOURCE_SCHEMA
+from rayferry.job.rows import DATA_COLUMNS, ERROR_SCHEMA, unpack
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
 _PREVIEW_CHARS = 200
+_PREVIEW_ROWS = 10  # the most that the job file may ask for
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,10 @@ class PartsDatasink(Datasink[list[Part]]):  # type: ignore[misc]  # ray.data has
 
 def data_columns(table: pa.Table) -> pa.Table:
     """Good rows as readers see them: `rows.DATA_COLUMNS`, then the input's own columns."""
-    hidden = {*SOURCE_SCHEMA.names} - {*DATA_COLUMNS}
-    own = [name for name in table.column_names if name not in DATA_COLUMNS and name not in hidden]
-    return table.select([*DATA_COLUMNS, *own])
+    data = table.select([*DATA_COLUMNS])
+    for name, column in unpack(table.column("own")).items():
+        data = data.append_column(name, column)
+    return data
 
 
 def _write(uri: str, kind: str, table: pa.Table) -> Part:
@@ -121,5 +123,5 @@ def _write(uri: str, kind: str, table: pa.Table) -> Part:
 
 
 def _preview(data: pa.Table) -> list[dict[str, str]]:
-    first = data.select(["prompt", "generated_text"]).slice(0, 5).to_pylist()
+    first = data.select(["prompt", "generated_text"]).slice(0, _PREVIEW_ROWS).to_pylist()
     return [{name: value[:_PREVIEW_CHARS] for name, value in row.items()} for row in first]

@@ -1,9 +1,11 @@
 """Prompts in: the input's files as a Ray Dataset of rows with ids."""
 
+import codecs
 import csv
 import io
 import json
 import posixpath
+import sys
 from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -14,49 +16,16 @@ import ray
 from ray.data.datasource import DefaultFileMetadataProvider, FileBasedDatasource
 
 from rayferry.job import storage
-from rayferry.job.errors import JobError
-from rayferry.job.rows import failure, own_name, raw_text, to_table
-from rayferry.job.spec import InputSpec
+from rayferry.job.rows import failure, own_name, pack, raw_text, to_table
+from rayferry.job.spec import COMPRESSION, InputSpec
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
-_FORMATS = {
-    ".txt": "text",
-    ".text": "text",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".csv": "csv",
-    ".parquet": "parquet",
-    ".bin": "binary",
-}
-_COMPRESSION = {".gz", ".zst", ".bz2", ".lz4"}
 _ROWS_PER_BLOCK = 512
 _MIB = 1 << 20
 
 Row = dict[str, Any]
-
-
-def format_of(path: str, declared: str) -> str:
-    """The format of one file: the declared one, or by its suffix, a compression's suffix aside.
-
-    Raises:
-        JobError: nothing is declared and the suffix tells nothing.
-    """
-    if declared != "auto":
-        return declared
-    stem, suffix = posixpath.splitext(path)
-    if suffix.lower() in _COMPRESSION:
-        suffix = posixpath.splitext(stem)[1]
-    found = _FORMATS.get(suffix.lower())
-    if found is None:
-        msg = (
-            f"{path}: the suffix {suffix!r} does not tell the format; "
-            f"set input.format to one of {', '.join(sorted(set(_FORMATS.values())))}"
-        )
-        raise JobError(msg)
-    return found
 
 
 def read(spec: InputSpec, files: list[tuple[str, int]], progress: "ActorHandle[Any] | None" = None) -> ray.data.Dataset:
@@ -104,8 +73,10 @@ class PromptDatasource(FileBasedDatasource):  # type: ignore[misc]  # ray.data h
         self._progress = progress
 
     def _open_input_source(self, filesystem: Any, path: str, **open_args: Any) -> Any:
-        if format_of(path, self._spec.format) == "parquet":
+        if self._spec.format_of(path) == "parquet":
             return filesystem.open_input_file(path)  # its footer is read first: random access
+        if posixpath.splitext(path)[1].lower() in COMPRESSION:  # Ray's own look is for small letters
+            open_args["compression"] = pa.Codec.detect(path.lower()).name
         return super()._open_input_source(filesystem, path, **open_args)
 
     def _read_stream(self, f: Any, path: str) -> Iterator[pa.Table]:
@@ -118,7 +89,7 @@ class PromptDatasource(FileBasedDatasource):  # type: ignore[misc]  # ray.data h
             ray.get(self._progress.file_read.remote(path, count))
 
     def _rows(self, f: Any, path: str) -> Iterator[Row]:
-        kind = format_of(path, self._spec.format)
+        kind = self._spec.format_of(path)
         label = path[len(self._root) :].lstrip("/") or posixpath.basename(path)
         for position, record in _READERS[kind](f):
             row: Row = {
@@ -154,7 +125,10 @@ class PromptDatasource(FileBasedDatasource):  # type: ignore[misc]  # ray.data h
         own = {own_name(name): item for name, item in record.items()}
         if column == "prompt":
             del own["input_prompt"]  # the same text as ours
-        return fields | own
+        try:
+            return fields | {"own": pack(own)}
+        except RecursionError:
+            return fields | failure("parse", "RecursionError", "a value is nested too deeply") | {"prompt": None}
 
 
 class _Bad:
@@ -184,7 +158,7 @@ def _lines(f: Any) -> Iterator[tuple[int, bytes]]:
 def _text(f: Any) -> Iterator[tuple[int, Row | _Bad]]:
     for number, line in _lines(f):
         try:
-            yield number, {"text": line.decode()}
+            yield number, {"text": (line if number else line.removeprefix(codecs.BOM_UTF8)).decode()}
         except UnicodeDecodeError as error:
             yield number, _Bad(error, line.decode(errors="replace"))
 
@@ -192,13 +166,13 @@ def _text(f: Any) -> Iterator[tuple[int, Row | _Bad]]:
 def _jsonl(f: Any) -> Iterator[tuple[int, Row | _Bad]]:
     for number, line in _lines(f):
         try:
-            value = json.loads(line)
-            if b"\\ud" in line:
+            value = json.loads(line.decode("utf-8-sig"))
+            if b"\\ud" in line or b"\\uD" in line:
                 json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate is no text
             if not isinstance(value, dict):
                 msg = f"a line must be a JSON object, this one is {type(value).__name__}"
                 raise ValueError(msg)  # noqa: TRY004, TRY301  # one way out for every bad line
-        except ValueError as error:  # both JSON and UTF-8 errors
+        except (ValueError, RecursionError) as error:  # JSON and UTF-8 errors, and nesting past all sense
             yield number, _Bad(error, line.decode(errors="replace"))
         else:
             yield number, value
@@ -206,9 +180,10 @@ def _jsonl(f: Any) -> Iterator[tuple[int, Row | _Bad]]:
 
 def _csv(f: Any) -> Iterator[tuple[int, Row | _Bad]]:
     """Records by the header line; every value stays text, as no type holds for a whole file unread."""
+    csv.field_size_limit(sys.maxsize)  # a prompt may be long
     text = io.TextIOWrapper(f, encoding="utf-8-sig", errors="surrogateescape", newline="")
     records = csv.reader(text)
-    header = next(records, [])
+    header = [_readable(name) for name in next(records, [])]
     position = 0
     while True:
         try:
@@ -217,7 +192,8 @@ def _csv(f: Any) -> Iterator[tuple[int, Row | _Bad]]:
         except StopIteration:
             return
         except (csv.Error, UnicodeEncodeError) as error:
-            yield position, _Bad(error, "")
+            raw = [_readable(value) for value in record] if isinstance(error, UnicodeEncodeError) else ""
+            yield position, _Bad(error, json.dumps(raw, ensure_ascii=False))
         else:
             if not record:
                 continue
@@ -227,6 +203,11 @@ def _csv(f: Any) -> Iterator[tuple[int, Row | _Bad]]:
                 mismatch = ValueError(f"{len(record)} values for {len(header)} columns")
                 yield position, _Bad(mismatch, json.dumps(record, ensure_ascii=False))
         position += 1
+
+
+def _readable(text: str) -> str:
+    """Bytes that were not UTF-8 replaced."""
+    return text.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _parquet(f: Any) -> Iterator[tuple[int, Row | _Bad]]:
@@ -240,7 +221,7 @@ def _parquet(f: Any) -> Iterator[tuple[int, Row | _Bad]]:
 def _binary(f: Any) -> Iterator[tuple[int, Row | _Bad]]:
     content = f.read()
     try:
-        yield 0, {"text": content.decode()}
+        yield 0, {"text": content.decode("utf-8-sig")}
     except UnicodeDecodeError as error:
         yield 0, _Bad(error, content[:1024].decode(errors="replace"))
 

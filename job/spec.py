@@ -1,6 +1,7 @@
 """The job file as a typed value: what `rayferry submit` reads and what travels as `spec.json`."""
 
 import difflib
+import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from types import UnionType
@@ -17,7 +18,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from rayferry.job.errors import SpecError
+from rayferry.job.errors import JobError, SpecError
 
 # Engine arguments people write most. Only used to catch a misspelt key: other keys go to vLLM as they are.
 # Source: https://docs.vllm.ai/en/latest/configuration/engine_args.html
@@ -27,6 +28,7 @@ COMMON_ENGINE_KEYS = (
     "compilation_config",
     "cpu_offload_gb",
     "data_parallel_size",
+    "data_parallel_size_local",
     "disable_log_stats",
     "distributed_executor_backend",
     "dtype",
@@ -52,13 +54,24 @@ COMMON_ENGINE_KEYS = (
     "seed",
     "served_model_name",
     "speculative_config",
-    "swap_space",
     "tensor_parallel_size",
     "tokenizer",
     "tokenizer_mode",
     "tokenizer_revision",
     "trust_remote_code",
 )
+# What suffixes tell of a file, where the job file does not.
+FORMATS = {
+    ".txt": "text",
+    ".text": "text",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".bin": "binary",
+}
+COMPRESSION = {".gz", ".zst", ".bz2", ".lz4"}
 _DURATION = re.compile(r"^(\d+(?:\.\d+)?)\s*(s|m|h|d)$")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _BUCKET = re.compile(r"^[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]$")
@@ -81,7 +94,7 @@ def check_uri(uri: str) -> str:
         if parts.query or parts.fragment:
             msg = "a URI may not carry '?' or '#'; set endpoint and region by AWS_ENDPOINT_URL and AWS_REGION"
             raise ValueError(msg)
-    elif parts.scheme not in {"", "file"} or not parts.path.startswith("/"):
+    elif parts.scheme not in {"", "file"} or parts.netloc or not parts.path.startswith("/"):
         msg = "not a URI that can be used here; write s3://bucket/prefix/ (or an absolute path on the cluster's nodes)"
         raise ValueError(msg)
     return uri
@@ -90,7 +103,7 @@ def check_uri(uri: str) -> str:
 class _Model(BaseModel):
     """Unknown keys are errors; values are not coerced across kinds; instances do not change."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class InputSpec(_Model):
@@ -106,6 +119,24 @@ class InputSpec(_Model):
 
     _uri = field_validator("uri")(check_uri)
 
+    def format_of(self, path: str) -> str:
+        """The format of one file: the declared one, or by its suffix, a compression's suffix aside.
+
+        Raises:
+            JobError: nothing is declared and the suffix tells nothing.
+        """
+        if self.format != "auto":
+            return self.format
+        stem, suffix = posixpath.splitext(path)
+        if suffix.lower() in COMPRESSION:
+            suffix = posixpath.splitext(stem)[1]
+        found = FORMATS.get(suffix.lower())
+        if found is None:
+            known = ", ".join(sorted(set(FORMATS.values())))
+            msg = f"{path}: the suffix {suffix!r} does not tell the format; set input.format to one of {known}"
+            raise JobError(msg)
+        return found
+
     @property
     def is_anonymous(self) -> bool:
         """True if the input is read without credentials."""
@@ -117,7 +148,7 @@ class OutputSpec(_Model):
 
     uri: str = Field(description="an empty prefix; data/, errors/ and _meta/ are made under it")
     rows_per_part: int = Field(1000, ge=1, description="rows gathered before a Parquet part is written")
-    preview_rows: int = Field(0, ge=0, le=100, description="first answers to quote in the job's log")
+    preview_rows: int = Field(0, ge=0, le=10, description="first answers to quote in the job's log")
 
     @field_validator("uri")
     @classmethod
@@ -173,6 +204,9 @@ class EngineSpec(_Model):
         known = {*COMMON_ENGINE_KEYS, *type(self).model_fields}
         for key in self.model_extra or {}:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.85)
+            if key == "hf_token":
+                msg = "a secret has no place in a job file: set HF_TOKEN in the environment of the cluster's nodes"
+                raise ValueError(msg)
             if key in {"model", "revision"}:
                 msg = f"{key!r} is set at the top level of the job file, not under engine"
                 raise ValueError(msg)
@@ -288,10 +322,19 @@ class JobSpec(_Model):
             raise ValueError(msg)
         return value
 
+    @field_validator("timeout", mode="before")
+    @classmethod
+    def _with_unit(cls, value: object) -> object:
+        if isinstance(value, int | float):
+            msg = f"a duration needs a unit: {value}s, {value}m, {value}h or {value}d"
+            raise ValueError(msg)  # noqa: TRY004  # pydantic makes a message of this one
+        return value
+
     @field_validator("timeout")
     @classmethod
     def _duration(cls, value: str | None) -> str | None:
-        if value is not None and not _DURATION.match(value):
+        match = _DURATION.match(value or "")
+        if value is not None and not (match and float(match[1])):
             msg = "not a duration; write a number and s, m, h or d, such as 90m"
             raise ValueError(msg)
         return value
@@ -335,14 +378,16 @@ def parse(data: object, origin: str) -> JobSpec:
 
 
 def _explain(detail: ErrorDetails) -> str:
-    location = [part for part in detail["loc"] if part not in {"int", "ReplicaRange", "str", "list[str]"}]
+    # names of a union's members, which pydantic puts into the path
+    inner = {"int", "ReplicaRange", "str", "list[str]"}
+    location = [part for part in detail["loc"] if part not in inner and not str(part).startswith("function-")]
     path = ".".join(str(part) for part in location) or "(top level)"
     if detail["type"] == "extra_forbidden":
         known = list(_known_paths(JobSpec))
         siblings = [key.rsplit(".", 1)[-1] for key in known if key.rpartition(".")[0] == path.rpartition(".")[0]]
-        near = difflib.get_close_matches(str(location[-1]), siblings, n=1, cutoff=0.6)
+        near = difflib.get_close_matches(str(location[-1]), siblings, n=1, cutoff=0.7)
         elsewhere = [key for key in known if key.rsplit(".", 1)[-1] == location[-1]]
-        hint = near or elsewhere or difflib.get_close_matches(path, known, n=1, cutoff=0.5)
+        hint = near or elsewhere
         return f"{path}: unknown key" + (f"; did you mean {hint[0]!r}?" if hint else f"; known: {', '.join(siblings)}")
     if detail["type"] == "missing":
         return f"{path}: required, but not there"

@@ -68,8 +68,9 @@ def list_files(uri: str, *, anonymous: bool = False) -> list[tuple[str, int]]:
     """
     files, path = filesystem(uri, anonymous=anonymous)
     try:
-        info = files.get_file_info(path.rstrip("/"))
-        if info.type == pafs.FileType.File:
+        # A slash at the end says that it is a prefix: no look at a key above it, which might not be allowed.
+        info = None if path.endswith("/") else files.get_file_info(path)
+        if info is not None and info.type == pafs.FileType.File:
             found = [info]
         else:
             found = files.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))

@@ -5,6 +5,7 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pyarrow.fs as pafs
 
@@ -25,7 +26,7 @@ def local_folder(model: str) -> str:
         EngineError: nothing lies under the prefix.
     """
     if not model.startswith("s3://"):
-        return model.removeprefix("file://")
+        return unquote(urlsplit(model).path) if model.startswith("file://") else model
     files, root = storage.filesystem(model)
     root = root.rstrip("/") + "/"
     found = files.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))

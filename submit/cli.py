@@ -49,7 +49,7 @@ def main() -> None:
 @click.argument("job", type=click.Path(path_type=Path))
 @set_option
 @address_option
-@click.option("--submission-id", metavar="ID", help="The job's id; by default name, time and six letters.")
+@click.option("--submission-id", metavar="ID", help="The job's id; by default name, time and six hex digits.")
 @click.option("--dry-run", is_flag=True, help="Print what would be sent, as JSON; touch no network.")
 @click.option("--no-wait", is_flag=True, help="Return once the job is submitted; print its id.")
 @click.option("--raw", is_flag=True, help="Show all of the job's log, Ray's and vLLM's lines too.")
@@ -141,7 +141,7 @@ def status(submission_id: str, address: str | None, as_json: bool) -> None:
     if info.output_uri:
         report.note(f"output: {info.output_uri}")
     if info.message and info.status != "SUCCEEDED":
-        report.note(info.message.splitlines()[0])
+        report.note(info.message.splitlines()[0].partition(", last available logs")[0])
     report.datum(info.status)
 
 
@@ -201,7 +201,7 @@ def list_jobs(address: str | None, every: bool, as_json: bool) -> None:
 
     jobs = [job for job in _cluster(address).jobs() if every or job.output_uri]
     if as_json:
-        report.json_datum([asdict(job) for job in jobs])
+        report.json_datum([asdict(job) | {"output_uri": job.output_uri} for job in jobs])
         return
     rows = [(job.submission_id, job.status, report.clock(job.start_ms), job.output_uri or "") for job in jobs]
     report.table(["submission_id", "status", "started", "output"], rows)
@@ -214,8 +214,10 @@ def list_jobs(address: str | None, every: bool, as_json: bool) -> None:
 def result(job_or_uri: str, address: str | None, as_json: bool) -> None:
     """Print where the answers of a finished job are; ID may be its output URI."""
     from rayferry.submit import collect, report
+    from rayferry.submit.s3 import NotThereError
 
     uri: str | None = job_or_uri
+    info = None
     if "/" not in job_or_uri:
         info = _cluster(address).info(job_or_uri)
         if not info.is_over:
@@ -225,7 +227,13 @@ def result(job_or_uri: str, address: str | None, as_json: bool) -> None:
     if uri is None:
         msg = f"{job_or_uri} was not submitted by rayferry, so it has no output URI"
         raise RayferryError(msg)
-    manifest = collect.read_manifest(uri)
+    try:
+        manifest = collect.read_manifest(uri)
+    except NotThereError as error:
+        if info is None:
+            raise
+        msg = f"{job_or_uri} is {info.status}, and there is no result; see: rayferry logs {job_or_uri}"
+        raise RayferryError(msg) from error
     if "/" not in job_or_uri and manifest["submission_id"] != job_or_uri:
         msg = f"{uri} holds the answers of {manifest['submission_id']}, not of {job_or_uri}"
         raise RayferryError(msg)
@@ -248,7 +256,8 @@ def preview(uri: str, rows: int, as_json: bool) -> None:
     if as_json:
         report.json_datum(found.to_pylist())
     else:
-        report.table(found.column_names, [list(row.values()) for row in found.to_pylist()])
+        names = collect.shown_columns(found.column_names)
+        report.table(names, [list(row.values()) for row in found.select(names).to_pylist()])
 
 
 @main.command()

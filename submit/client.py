@@ -15,7 +15,7 @@ from ray.job_submission import JobSubmissionClient
 from requests.exceptions import ChunkedEncodingError
 
 from rayferry.job.errors import RayferryError
-from rayferry.job.placement import Node, has_node_types
+from rayferry.job.placement import Node, can_grow
 from rayferry.submit.config import ADDRESS_VARIABLES
 from rayferry.submit.request import METADATA_PREFIX, SubmitRequest
 
@@ -118,8 +118,12 @@ class Cluster:
         """The nodes that are alive, and whether the cluster can start further ones."""
         listing = self._get("/api/v0/nodes?detail=1&limit=10000", lambda value: value["data"]["result"]["result"])
         status = self._get("/api/cluster_status", lambda value: value["data"].get("clusterStatus") or {})
-        alive = [Node.from_resources(node["resources_total"] or {}) for node in listing if node["state"] == "ALIVE"]
-        return alive, has_node_types(status)
+        alive = [
+            Node.from_ray(node["resources_total"] or {}, node.get("labels"))
+            for node in listing
+            if node["state"] == "ALIVE"
+        ]
+        return alive, can_grow(alive, status)
 
     def submit(self, request: SubmitRequest, sleep: Callable[[float], None] = time.sleep) -> None:
         """Uploads the package and starts the job, once, however often the request has to be repeated.

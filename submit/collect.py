@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -48,6 +49,14 @@ def exit_code(info: JobInfo) -> int:
     if info.status == "STOPPED":
         return EXIT_STOPPED
     return info.exit_code if info.exit_code in {EXIT_TOO_MANY_ERRORS, EXIT_TIMED_OUT} else EXIT_FAILED
+
+
+def shown_columns(names: Sequence[str]) -> list[str]:
+    """The columns that a table for people has room for; all of them, where the rows are not Rayferry's."""
+    for few in (["id", "prompt", "generated_text", "finish_reason"], ["id", "stage", "error_type", "error"]):
+        if set(few) <= set(names):
+            return few
+    return list(names)
 
 
 def preview(uri: str, num_rows: int) -> pa.Table:

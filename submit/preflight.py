@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rayferry.job.errors import RayferryError
 from rayferry.job.layout import Layout
+from rayferry.job.log import counted
 from rayferry.job.pipeline import check_ray
 from rayferry.job.placement import plan
 from rayferry.job.spec import JobSpec
@@ -104,7 +105,7 @@ def _cluster(spec: JobSpec, cluster: Cluster) -> str:
     nodes, autoscaling = cluster.nodes()
     placement = plan(spec, nodes, autoscaling=autoscaling)
     cpus, gpus = sum(node.num_cpus for node in nodes), sum(node.num_gpus for node in nodes)
-    seen = f"Ray {version} at {cluster.url}: {len(nodes)} nodes, {cpus:g} CPUs, {gpus:g} GPUs"
+    seen = f"Ray {version} at {cluster.url}: {counted(len(nodes), 'node')}, {cpus:g} CPUs, {gpus:g} GPUs"
     return f"{seen}; {placement.note}" if placement.note else seen
 
 
@@ -114,25 +115,32 @@ def _input(spec: JobSpec) -> str:
         return f"{uri}: a path on the cluster's nodes; the job will find out"
     found = s3.list_keys(uri, _LISTED, anonymous=spec.input.is_anonymous)
     root = "s3://" + "/".join(s3.split(uri)).rstrip("/")
-    sizes = [
-        size
+    data = [
+        (key, size)
         for key, size in found
         if size and (key == root or (key.startswith(root + "/") and is_data(key[len(root) + 1 :])))
     ]
+    for key, _ in data:
+        spec.input.format_of(key)
+    sizes = [size for _, size in data]
     if not sizes and len(found) >= _LISTED:
         return f"{uri}: the first {_LISTED} objects hold no input; the job will find out"
     if not sizes:
         msg = f"{uri}: no input there (no file that holds a byte); check input.uri"
         raise PreflightError(msg)
-    return f"{uri}: {len(sizes)} files{' or more' if len(found) >= _LISTED else ''}, {sum(sizes):,} bytes"
+    return f"{uri}: {counted(len(sizes), 'file')}{' or more' if len(found) >= _LISTED else ''}, {sum(sizes):,} bytes"
 
 
 def _output(spec: JobSpec) -> str:
     layout = Layout(spec.output.uri)
     if not s3.is_s3(layout.output_uri):
         return f"{layout.output_uri}: a path on the cluster's nodes; the job will find out"
-    # a console makes an empty object of the folder's own name
-    found = [entry for entry in s3.list_keys(layout.output_uri, 2) if entry != (layout.output_uri, 0)]
+    # A console makes an empty object of the folder's own name; a run that did not end well leaves its _meta/.
+    found = [
+        (key, size)
+        for key, size in s3.list_keys(layout.output_uri, _LISTED)
+        if (key, size) != (layout.output_uri, 0) and (key == layout.manifest_uri or not key.startswith(layout.meta_uri))
+    ]
     if found:
         msg = f"{layout.output_uri} is not empty ({found[0][0]} is there); choose another output.uri, or empty it first"
         raise PreflightError(msg)

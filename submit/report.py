@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rayferry.job.log import counted
+
 _MAX_CELL = 300
 
 
@@ -42,7 +44,8 @@ def summary(manifest: dict[str, Any]) -> str:
     """A finished run in one line."""
     counts, seconds = manifest["counts"], manifest["seconds"]["total"]
     data = sum(part["kind"] == "data" for part in manifest["parts"])
-    line = f"{counts['total']:,} rows: {counts['succeeded']:,} answered in {data} parts, {counts['failed']:,} failed"
+    line = f"{counted(counts['total'], 'row')}: {counts['succeeded']:,} answered in {counted(data, 'part')}"
+    line += f", {counts['failed']:,} failed"
     line += f"; {manifest['tokens']['generated']:,} tokens generated, {seconds:,.0f} s"
     return line
 

@@ -11,7 +11,7 @@ import yaml
 from botocore.validate import ParamValidator
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from rayferry.job.placement import has_node_types
+from rayferry.job.placement import can_grow
 
 TEXT = (Path(__file__).parents[1] / "cluster.yaml").read_text()
 GPU_FAMILY = re.compile(r"(g\d|p\d)")  # EC2's accelerated families that NVIDIA's GPUs are in
@@ -89,7 +89,7 @@ def test_only_workers_ask_docker_for_gpus(config):
 
 def test_a_cluster_without_a_gpu_node_counts_as_one_that_can_grow(config):
     report = {"active_nodes": {config["head_node_type"]: 1}}
-    assert has_node_types({"autoscaler_report": report})
+    assert can_grow([], {"autoscaler_report": report})
     assert not any(name.startswith("node") for name in config["available_node_types"])
 
 

@@ -1,10 +1,13 @@
 """The whole main job on this machine: real Ray, real S3, real vLLM, real weights."""
 
 import os
+import shutil
+import sys
 import time
+from pathlib import Path
 
 from rayferry.job.spec import JobSpec, parse
-from rayferry.submit import collect, launch, report, s3
+from rayferry.submit import report, s3
 from rayferry.submit.config import Address
 from rayferry.submit.local import stack
 from rayferry.submit.local.model import demo_model
@@ -41,6 +44,8 @@ def run_demo(*, keep: bool) -> int:
 
 
 def _run(found: stack.Stack, model: str) -> int:
+    from rayferry.submit import collect, launch  # noqa: PLC0415  # Ray reads the environment when it is imported
+
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     root = f"s3://{stack.BUCKET}/demo/{stamp}"
     lines = starter_text("prompts.jsonl").splitlines(keepends=True)
@@ -82,6 +87,8 @@ def demo_spec(model: str, input_uri: str, output_uri: str) -> JobSpec:
 
 def _tell_next(*, is_up: bool) -> None:
     report.note("\nNext, a job of your own:")
+    if shutil.which("rayferry") is None:
+        report.note(f"  . {Path(sys.prefix) / 'bin' / 'activate'}")
     if not is_up:
         report.note("  rayferry local up")
     report.note('  eval "$(rayferry local env)"    # Ray and S3 of this machine; or your own cluster\'s')

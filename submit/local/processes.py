@@ -7,7 +7,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
+from rayferry.job.errors import RayferryError
+
+try:
+    import psutil
+except ImportError as error:
+    raise RayferryError("rayferry local is not installed here; it needs: pip install 'rayferry[local]'") from error
 
 MARK = "RAYFERRY_STACK"
 _GRACE_S = 4.0  # the S3 server needs two; Ray's own do not end when asked

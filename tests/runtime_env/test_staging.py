@@ -180,7 +180,6 @@ def test_what_runs_is_what_travelled(archive, tmp_path):
         {"sampling": {"temperature": 0, "stop": ["a"], "top_k": -1, "bad_words": ["x"]}},
         {"sampling": {"stop": "a"}},
         {"sampling": {"logit_bias": {5: -1.5}}},
-        {"sampling": {"logit_bias": {5: float("-inf")}}},
         {"engine": {"tensor_parallel_size": 2, "hf_overrides": {"a": [1, {"b": None}]}, "max_model_len": None}},
         {"resources": {"device": "cpu", "accelerator_type": "H100"}, "on_error": {"max_error_rate": 1}},
         {"runtime_env": {"pip": ["a"], "env_vars": {"A": "ü"}}},

@@ -29,7 +29,8 @@ def _surroundings(request, monkeypatch, tmp_path):
             monkeypatch.setenv(name, value)
     else:
         for name in os.environ:
-            if name.startswith(("RAY_", "AWS_", "RAYFERRY_")):
+            # what Ray has read at its import cannot be taken back
+            if name.startswith(("RAY_", "AWS_", "RAYFERRY_")) and not name.startswith(("RAY_AUTH_", "RAY_ENABLE_")):
                 monkeypatch.delenv(name)
         monkeypatch.setenv("RAYFERRY_STATE", str(tmp_path / "state"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

@@ -51,7 +51,7 @@ def test_an_address_that_accepts_and_says_nothing_is_unreachable(monkeypatch):
 
 def test_a_token_that_is_missing_is_told_with_the_variables_to_set(serve_ray):
     api = serve_ray(token="secret")
-    with pytest.raises(ClusterError, match="RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"):
+    with pytest.raises(ClusterError, match="RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN"):
         Cluster(api.url)
 
 

@@ -121,7 +121,7 @@ def test_our_lines_are_shown_on_stderr(finish, out, write_manifest):
         "job-1: RUNNING",
         "10:00:00 rayferry 0.1.0: job-1",
         "10:00:09 done",
-        "2 rows: 2 answered in 1 parts, 0 failed; 20 tokens generated, 2 s",
+        "2 rows: 2 answered in 1 part, 0 failed; 20 tokens generated, 2 s",
     ]
 
 

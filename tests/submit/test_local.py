@@ -172,7 +172,7 @@ def recorded(state):
     """Records a stack whose parts are at these addresses."""
 
     def write(address, endpoint):
-        found = local_stack.Stack(address, "127.0.0.1:1", endpoint, "key", "secret", "/model")
+        found = local_stack.Stack(address, "127.0.0.1:1", endpoint, "key", "secret", "/model", "/token")
         state.write_text(json.dumps(asdict(found)))
 
     return write
@@ -239,7 +239,7 @@ def test_a_shell_with_other_settings_reaches_the_local_s3_after_eval(stack, name
 
 def test_a_folder_with_a_comma_is_one_folder_to_the_s3_server(monkeypatch, tmp_path):
     monkeypatch.setenv("RAYFERRY_STATE", str(tmp_path / "a,b"))
-    command = local_stack._weed_command("weed", list(range(10)), tmp_path)
+    command = local_stack._weed_command(list(range(10)), tmp_path)
     (folder,) = [word for word in command if word.startswith("-dir=")]
     assert "," not in folder  # it reads a list there
 
@@ -255,6 +255,8 @@ def life(stack, tmp_path_factory):
         patch.setenv("RAYFERRY_STATE", str(place))
         patch.setattr(processes, "_GRACE_S", 1.0)
         seen.folder = local_stack.folder()
+        seen.folder.mkdir(mode=0o700, parents=True)
+        (seen.folder / "auth_token").write_bytes(Path(stack.token_path).read_bytes())  # Ray keeps one for a process
         with ThreadPoolExecutor(2) as pool:
             seen.first, seen.twin = pool.map(local_stack.up, [seen.said.append] * 2)
         seen.num_nodes = len(Cluster(seen.first.address).nodes()[0])
@@ -342,7 +344,7 @@ def test_down_ends_every_process(life):
 
 
 def test_down_leaves_the_data_and_no_keys(life):
-    assert {"s3", "stack.json"} & life.files_after_down == {"s3"}
+    assert {"s3", "stack.json", "auth_token"} & life.files_after_down == {"s3"}
 
 
 def test_down_leaves_nothing_in_tmp(life):

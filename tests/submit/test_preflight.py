@@ -134,7 +134,7 @@ def at(bucket_uri, probe):
 @pytest.mark.parametrize("uri", ["in", "in/", "in/a.jsonl"])
 def test_input_that_is_there_is_counted(at, uri):
     found = at("input", "in/a.jsonl", uri=uri)
-    assert (found.outcome, found.text.endswith(": 1 files, 1 bytes")) == ("ok", True)
+    assert (found.outcome, found.text.endswith(": 1 file, 1 bytes")) == ("ok", True)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_input_that_comes_late_in_a_long_listing_is_found(at, monkeypatch, befor
 
 def test_input_of_more_files_than_are_listed_says_so(at, monkeypatch):
     monkeypatch.setattr(preflight_module, "_LISTED", 2)
-    assert "2 files or more" in at("input", "in/a", "in/b", "in/c").text
+    assert "2 files or more" in at("input", "in/a.txt", "in/b.txt", "in/c.txt").text
 
 
 @pytest.mark.parametrize("name", ["input", "output", "model"])

@@ -1,0 +1,98 @@
+"""What the tests of the job share: the session's Ray head, job files, and the source's reading in this process."""
+
+import copy
+from types import SimpleNamespace
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from rayferry.job import storage
+from rayferry.job.layout import Layout
+from rayferry.job.predictor import _answered
+from rayferry.job.progress import Board
+from rayferry.job.sink import PartsDatasink
+from rayferry.job.source import PromptDatasource
+from rayferry.job.spec import InputSpec, parse
+
+MINIMAL = {"model": "m", "input": {"uri": "s3://bucket/in/"}, "output": {"uri": "s3://bucket/out/"}}
+
+
+@pytest.fixture(scope="package")
+def cluster(stack):
+    """This process as a driver on the session's Ray head."""
+    ray.init(address=stack.gcs_address, log_to_driver=False, logging_level="ERROR")
+    yield stack
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def make_spec():
+    """Builds a job from the shortest job file there is, with changes merged in."""
+
+    def make(**changes):
+        data = copy.deepcopy(MINIMAL)
+        for key, value in changes.items():
+            data[key] = data[key] | value if isinstance(data.get(key), dict) else value
+        return parse(data, "job.yaml")
+
+    return make
+
+
+class NearBoard:
+    """A board in this process that is spoken to as an actor is."""
+
+    def __init__(self):
+        self.board = Board()
+
+    def __getattr__(self, name):
+        method = getattr(self.board, name)
+        return SimpleNamespace(remote=lambda *args, **kwargs: ray.put(method(*args, **kwargs)))
+
+
+@pytest.fixture
+def near_board(cluster):
+    """Where tasks and replicas tell how far they are."""
+    return NearBoard()
+
+
+@pytest.fixture
+def read(cluster, tmp_path):
+    """Reads files given by name and content as the read tasks would, in this process; gives their blocks."""
+
+    def read_blocks(files, **options):
+        for name, content in files.items():
+            path = tmp_path / "in" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        spec = InputSpec(uri=str(tmp_path / "in"), **options)
+        source = PromptDatasource(spec, storage.list_files(spec.uri))
+        return [block for task in source.get_read_tasks(1) for block in task()]
+
+    return read_blocks
+
+
+@pytest.fixture
+def read_rows(read):
+    """The same, as rows."""
+    return lambda files, **options: [row for block in read(files, **options) for row in block.to_pylist()]
+
+
+@pytest.fixture
+def carry(read, tmp_path):
+    """Files through source, a stub of the predictor and sink, in this process; gives the rows of data/ and errors/."""
+
+    def answer(prompt):
+        token = SimpleNamespace(text=f"<{prompt}>", finish_reason="stop", token_ids=[1])
+        return None if prompt is None else SimpleNamespace(outputs=[token], prompt_token_ids=[1, 2])
+
+    def carry_files(files, **options):
+        blocks = read(files, **options)
+        answered = [_answered(block, [answer(p) for p in block.column("prompt").to_pylist()], "m") for block in blocks]
+        sink = PartsDatasink(Layout(str(tmp_path / "out")), "run", 1000)
+        rows = {"data": [], "errors": []}
+        for part in sink.write(answered, SimpleNamespace(task_idx=0)):
+            rows[part.kind] += pq.read_table(part.uri).to_pylist()
+        return rows["data"], rows["errors"]
+
+    return carry_files

@@ -1,0 +1,63 @@
+import pytest
+from ray.data.exceptions import SystemException
+from ray.exceptions import ActorDiedError, RayTaskError
+
+from rayferry.job.errors import EngineError, JobError, RayferryError, SpecError, root_line
+
+
+def caused(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+def from_task(error):
+    """`error` as `ray.get` raises it: an exception that is both Ray's and the original's class."""
+    return RayTaskError("read", f"Traceback:\n  File 'x', line 1\n{error!r}", error).as_instanceof_cause()
+
+
+def died_of(error):
+    """The exception of an actor whose constructor raised `error`."""
+    return ActorDiedError(RayTaskError("__init__", f"Traceback:\n  File 'x', line 1\n{error!r}", error))
+
+
+@pytest.mark.parametrize(("kind", "code"), [(RayferryError, 1), (SpecError, 2), (JobError, 1), (EngineError, 1)])
+def test_each_exception_has_its_exit_code(kind, code):
+    assert kind("x").exit_code == code
+
+
+@pytest.mark.parametrize("kind", [SpecError, JobError, EngineError])
+def test_every_exception_is_a_rayferry_error(kind):
+    assert issubclass(kind, RayferryError)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (JobError("the bucket\n  is empty"), "the bucket is empty"),
+        (ValueError("no such key"), "ValueError: no such key"),
+        (ValueError(""), "ValueError"),
+        (caused(RuntimeError("outer"), ValueError("inner")), "ValueError: inner"),
+        (caused(RuntimeError("a"), caused(RuntimeError("b"), OSError("c"))), "OSError: c"),
+        (from_task(ValueError("bad")), "ValueError: bad"),
+        (from_task(EngineError("the engine died: out of memory")), "the engine died: out of memory"),
+        (caused(from_task(JobError("no input")), SystemException()), "no input"),
+        (died_of(ValueError("no weights")), "ValueError('no weights')"),
+    ],
+)
+def test_root_line_is_the_innermost_reason(error, line):
+    assert root_line(error) == line
+
+
+@pytest.mark.parametrize("error", [died_of(OSError("no weights")), OSError("no weights")])
+def test_root_line_passes_over_the_empty_marker_that_ray_data_hangs_on_what_it_raises(error):
+    assert "no weights" in root_line(caused(error, SystemException()))
+
+
+def test_root_line_ends_on_a_ring_of_causes():
+    first, second = ValueError("first"), ValueError("second")
+    first.__cause__, second.__cause__ = second, first
+    assert root_line(first) in {"ValueError: first", "ValueError: second"}
+
+
+def test_root_line_is_one_line():
+    assert "\n" not in root_line(ValueError("one\n\ntwo\nthree"))

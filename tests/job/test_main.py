@@ -1,0 +1,129 @@
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from rayferry.job import __main__ as entrypoint
+from rayferry.job import pipeline
+from rayferry.job.errors import EngineError, JobError, SpecError
+
+SPEC = {"model": "m", "input": {"uri": "/in"}, "output": {"uri": "/out"}}
+
+
+@pytest.fixture(autouse=True)
+def handler():
+    """The process's own way of dying is put back after each test."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def main(tmp_path, monkeypatch):
+    """Runs the entrypoint with a pipeline that returns, or raises, `outcome`."""
+
+    def run_main(outcome, spec=SPEC):
+        def run(spec, submission_id):
+            run_main.seen = (spec.model, submission_id)
+            if isinstance(outcome, BaseException):
+                raise outcome
+            return outcome
+
+        monkeypatch.setattr(pipeline, "run", run)
+        path = tmp_path / "spec.json"
+        path.write_bytes(spec if isinstance(spec, bytes) else json.dumps(spec).encode())
+        return entrypoint.main([str(path), "--submission-id", "run-1"])
+
+    return run_main
+
+
+def manifest(failed, total=100, max_error_rate=0.05):
+    counts = {"total": total, "succeeded": total - failed, "failed": failed}
+    return {"counts": counts, "max_error_rate": max_error_rate}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code"),
+    [
+        (manifest(0), 0),
+        (manifest(5), 0),
+        (manifest(6), 3),
+        (manifest(0, total=0), 0),
+        (JobError("no input"), 1),
+        (EngineError("out of memory"), 1),
+        (SpecError("wrong"), 2),
+        (ValueError("unforeseen"), 1),
+        (MemoryError(), 1),
+    ],
+    ids=repr,
+)
+def test_every_end_has_its_exit_code(main, outcome, code):
+    assert main(outcome) == code
+
+
+@pytest.mark.parametrize(
+    "spec", [b"{}", b"[]", b'{"model": "m"', b"\xff", json.dumps(SPEC | {"task": "embed"}).encode()]
+)
+def test_a_spec_that_is_not_valid_ends_with_2(main, spec):
+    assert main(manifest(0), spec) == 2
+
+
+def test_a_spec_that_is_not_valid_never_reaches_the_pipeline(main):
+    main(manifest(0), b"{}")
+    assert not hasattr(main, "seen")
+
+
+def test_the_pipeline_gets_the_spec_and_the_submission_id(main):
+    main(manifest(0))
+    assert main.seen == ("m", "run-1")
+
+
+def test_a_good_end_tells_the_counts(main, capsys):
+    main(manifest(50, total=5000))
+    assert "done: 4,950 answers, 50 errors\n" in capsys.readouterr().out
+
+
+def test_too_many_errors_are_told_with_the_share_that_is_allowed(main, capsys):
+    main(manifest(10))
+    assert "error: 10.0% of the rows failed, more than max_error_rate (5.0%)\n" in capsys.readouterr().out
+
+
+def test_a_failure_is_told_in_one_line(main, capsys):
+    main(JobError("s3://bucket/in: no input there\n  check input.uri"))
+    assert capsys.readouterr().out.endswith(" error: s3://bucket/in: no input there check input.uri\n")
+
+
+def test_a_failure_leaves_its_traceback_in_the_log(main, capsys):
+    main(ValueError("unforeseen"))
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_sigterm_ends_with_its_own_code(main):
+    main(manifest(0))
+    with pytest.raises(SystemExit) as ended:
+        signal.getsignal(signal.SIGTERM)(signal.SIGTERM, None)
+    assert ended.value.code == 143
+
+
+def test_sigterm_says_what_stays(main, capsys):
+    main(manifest(0))
+    with pytest.raises(SystemExit):
+        signal.getsignal(signal.SIGTERM)(signal.SIGTERM, None)
+    assert "stopped: what is in data/ and errors/ stays; there is no manifest" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [[], ["spec.json"], ["spec.json", "--submission-id"]])
+def test_wrong_usage_ends_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        entrypoint.main(arguments)
+    assert ended.value.code == 2
+
+
+def test_a_run_out_of_time_ends_with_6_and_says_so(tmp_path):
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps(SPEC | {"timeout": "0.01s"}))  # long gone when Ray is imported
+    command = [sys.executable, "-m", "rayferry.job", str(spec), "--submission-id", "run-1"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
+    assert (ended.returncode, "error: timed out: not done after 0.01s" in ended.stdout) == (6, True)

@@ -1,0 +1,385 @@
+"""The whole pipeline on a real Ray head and a real S3 server; only the model is a stub."""
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import sys
+import uuid
+import warnings
+from contextlib import redirect_stdout
+from pathlib import Path
+from types import SimpleNamespace
+
+import boto3
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import pytest
+import ray
+from ray.util.annotations import RayDeprecationWarning
+
+from rayferry.job import RAY_FLOOR, pipeline, storage
+from rayferry.job.errors import JobError
+from rayferry.job.layout import Layout
+from rayferry.job.placement import Node, can_grow
+from rayferry.job.predictor import _answered
+from rayferry.job.spec import parse
+from rayferry.submit.local import stack as local_stack
+
+# a run's own warnings are one test's matter; here they would end it
+pytestmark = pytest.mark.filterwarnings("ignore::ray.util.annotations.RayDeprecationWarning")
+
+
+class Upper:
+    """Answers in capitals at once; refuses every prompt that begins with `refuse`."""
+
+    def __init__(self, spec, device, progress):
+        self.spec = spec
+        self.progress = progress
+        progress.replica_ready.remote(load_s=0.5, vllm="stub")
+
+    async def __call__(self, table):
+        return _answered(table, [self.answer(p) for p in table.column("prompt").to_pylist()], self.spec.model)
+
+    def answer(self, prompt):
+        if prompt is None:
+            return None
+        if prompt.startswith("refuse"):
+            return ValueError("too long")
+        words = prompt.split()
+        answer = SimpleNamespace(text=prompt.upper(), finish_reason="stop", token_ids=words)
+        return SimpleNamespace(outputs=[answer], prompt_token_ids=[0, *words])
+
+
+class Unloadable(Upper):
+    """Cannot load its model, and tells so."""
+
+    def __init__(self, spec, device, progress):
+        ray.get(progress.failed.remote("model 'm' could not be loaded: no such file"))
+        raise OSError("no such file")
+
+
+class Lossy(Upper):
+    """Gives back fewer rows than it gets."""
+
+    async def __call__(self, table):
+        return (await super().__call__(table)).slice(1)
+
+
+class Mortal(Upper):
+    """Its process is killed in the middle of its first batch. Its model's name is a file that keeps this in mind."""
+
+    async def __call__(self, table):
+        self.die_once(Path(self.spec.model))
+        return await super().__call__(table)
+
+    def die_once(self, mark):
+        if not mark.exists():
+            mark.touch()
+            os._exit(1)
+
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+def parquet(columns):
+    stream = io.BytesIO()
+    pq.write_table(pa.table(columns), stream)
+    return stream.getvalue()
+
+
+FILES = {
+    "a.txt": b"one two\n\nrefuse me\n\xff\nthree\r\n",
+    "b.jsonl": b'{"text": "four", "id": "x", "stage": 9, "meta": {"k": [1]}}\n{"text":\n{"n": 1}\n[]\n{"text": "five"}',
+    "c.csv": b'\xef\xbb\xbftext,note\r\n"six\r\nseven",a\r\nshort\r\neight,b\r\n',
+    "d.parquet": parquet({"text": [f"row {index}" for index in range(1000)], "n": list(range(1000))}),
+    "e.bin": b"nine\nten\n",
+    "f.jsonl.gz": gzip.compress(b'{"text": "eleven"}\n'),
+    "day=1/s päce;50%.txt": b"twelve\n",
+    "_SUCCESS": b"not an input",
+    "empty.txt": b"",
+}
+ANSWERS = {
+    "a.txt:0": "ONE TWO",
+    "a.txt:4": "THREE",
+    "b.jsonl:0": "FOUR",
+    "b.jsonl:4": "FIVE",
+    "c.csv:0": "SIX\r\nSEVEN",
+    "c.csv:2": "EIGHT",
+    **{f"d.parquet:{index}": f"ROW {index}" for index in range(1000)},
+    "e.bin:0": "NINE\nTEN\n",
+    "f.jsonl.gz:0": "ELEVEN",
+    "day=1/s päce;50%.txt:0": "TWELVE",
+}
+FAILURES = {
+    "a.txt:2": ("engine", "ValueError"),
+    "a.txt:3": ("parse", "UnicodeDecodeError"),
+    "b.jsonl:1": ("parse", "JSONDecodeError"),
+    "b.jsonl:2": ("parse", "MissingColumn"),
+    "b.jsonl:3": ("parse", "ValueError"),
+    "c.csv:1": ("parse", "ValueError"),
+}
+
+
+@pytest.fixture(scope="module")
+def public_uri(stack):
+    """A prefix that anybody may read, filled with FILES."""
+    bucket = f"public-{uuid.uuid4().hex}"
+    s3 = boto3.client("s3")
+    s3.create_bucket(Bucket=bucket)
+    actions = [("s3:ListBucket", f"arn:aws:s3:::{bucket}"), ("s3:GetObject", f"arn:aws:s3:::{bucket}/*")]
+    statements = [{"Effect": "Allow", "Principal": "*", "Action": [a], "Resource": [r]} for a, r in actions]
+    s3.put_bucket_policy(Bucket=bucket, Policy=json.dumps({"Version": "2012-10-17", "Statement": statements}))
+    for name, content in FILES.items():
+        s3.put_object(Bucket=bucket, Key=f"in/{name}", Body=content)
+    return f"s3://{bucket}/in/"
+
+
+def fresh_uri():
+    return f"s3://{local_stack.BUCKET}/{uuid.uuid4().hex}/"
+
+
+def rows_of(uri):
+    files, path = storage.filesystem(uri)
+    return pq.read_table(path, filesystem=files).to_pylist()
+
+
+def keys_under(uri):
+    """Names of all objects under a prefix."""
+    files, root = storage.filesystem(uri)
+    found = files.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
+    return sorted(info.path.removeprefix(root) for info in found if info.is_file)
+
+
+def bytes_of(uri):
+    files, path = storage.filesystem(uri)
+    with files.open_input_stream(path) as stream:
+        return stream.read()
+
+
+def carry_out(spec, predictor=Upper):
+    """Runs a job; gives its manifest, the rows of its parts, what it said and what it was warned of."""
+    with warnings.catch_warnings(record=True) as caught, redirect_stdout(io.StringIO()) as said:
+        warnings.simplefilter("always")
+        manifest = pipeline.run(spec, "run-1", predictor)
+    rows = {"data": [], "errors": []}
+    for part in manifest["parts"]:
+        rows[part["kind"]] += rows_of(part["uri"])
+    return SimpleNamespace(
+        spec=spec,
+        layout=Layout(spec.output.uri),
+        manifest=manifest,
+        data={row["id"]: row for row in rows["data"]},
+        errors={row["id"]: row for row in rows["errors"]},
+        num_rows=len(rows["data"]) + len(rows["errors"]),
+        said=said.getvalue(),
+        warned=[str(warning.message) for warning in caught if issubclass(warning.category, RayDeprecationWarning)],
+    )
+
+
+@pytest.fixture(scope="module")
+def done(cluster, public_uri, make_spec):
+    """A run over every format, with rows of every kind and several parts."""
+    output = {"uri": fresh_uri(), "rows_per_part": 250, "preview_rows": 1}
+    return carry_out(make_spec(input={"uri": public_uri}, output=output, batch_size=100))
+
+
+@pytest.fixture(scope="module")
+def again(cluster, public_uri, make_spec, tmp_path_factory):
+    """The same input read without credentials, cut into other batches and parts, and a replica killed on the way."""
+    source = {"uri": public_uri.replace("s3://", "s3://anonymous@")}
+    mark = str(tmp_path_factory.mktemp("replica") / "killed")
+    return carry_out(make_spec(model=mark, input=source, output={"uri": fresh_uri()}, batch_size=333), Mortal)
+
+
+def test_every_good_row_of_every_format_has_its_answer(done):
+    assert {key: row["generated_text"] for key, row in done.data.items()} == ANSWERS
+
+
+def test_every_bad_row_is_an_error_with_its_stage_and_type(done):
+    assert {key: (row["stage"], row["error_type"]) for key, row in done.errors.items()} == FAILURES
+
+
+def test_every_row_has_its_own_id(done):
+    assert done.num_rows == len(ANSWERS) + len(FAILURES)
+
+
+def test_the_counts_are_those_of_the_rows(done):
+    assert done.manifest["counts"] == {
+        "total": len(ANSWERS) + len(FAILURES),
+        "succeeded": len(ANSWERS),
+        "failed": len(FAILURES),
+    }
+
+
+def test_tokens_are_summed_over_the_answers(done):
+    words = sum(len(answer.split()) for answer in ANSWERS.values())
+    assert done.manifest["tokens"] == {"input": words + len(ANSWERS), "generated": words}
+
+
+def test_an_answer_comes_with_its_prompt_and_its_model(done):
+    row = done.data["a.txt:0"]
+    assert (row["prompt"], row["finish_reason"], row["model"]) == ("one two", "stop", "m")
+
+
+def test_the_inputs_own_columns_come_with_the_answer(done):
+    row = done.data["b.jsonl:0"]
+    assert (row["input_id"], row["stage"], row["meta"]) == ("x", 9, {"k": [1]})
+
+
+def test_an_error_says_where_its_row_came_from(done, public_uri):
+    row = done.errors["a.txt:3"]
+    assert (row["source_uri"], row["position"]) == (public_uri + "a.txt", 3)
+
+
+def test_several_parts_are_written(done):
+    assert len([part for part in done.manifest["parts"] if part["kind"] == "data"]) > 2
+
+
+def test_the_manifest_lists_exactly_the_parts_that_are_there(done):
+    there = [key for key in keys_under(done.layout.output_uri) if not key.startswith("_meta/")]
+    assert [part["uri"].removeprefix(done.layout.output_uri) for part in done.manifest["parts"]] == there
+
+
+def test_every_part_has_the_hash_and_the_size_of_its_bytes(done):
+    for part in done.manifest["parts"]:
+        content = bytes_of(part["uri"])
+        assert (hashlib.sha256(content).hexdigest(), len(content)) == (part["sha256"], part["num_bytes"])
+
+
+def test_every_part_has_the_rows_that_it_is_said_to_have(done):
+    assert all(len(rows_of(part["uri"])) == part["num_rows"] for part in done.manifest["parts"])
+
+
+def test_the_manifest_that_is_returned_is_the_one_that_is_written(done):
+    assert json.loads(bytes_of(done.layout.manifest_uri)) == done.manifest
+
+
+def test_the_job_file_is_kept_with_the_output(done):
+    assert parse(json.loads(bytes_of(done.layout.spec_uri)), "spec.json") == done.spec
+
+
+def test_the_last_progress_is_that_of_the_whole_run(done):
+    last = json.loads(bytes_of(done.layout.progress_uri))
+    assert (last["rows_read"], last["succeeded"], last["failed"]) == (
+        len(ANSWERS) + len(FAILURES),
+        len(ANSWERS),
+        len(FAILURES),
+    )
+
+
+def test_the_manifest_tells_what_the_replica_said_of_itself(done):
+    assert (done.manifest["seconds"]["load"], done.manifest["versions"]["vllm"]) == ([0.5], "stub")
+
+
+def test_the_log_tells_the_input(done):
+    size = sum(len(content) for name, content in FILES.items() if name != "_SUCCESS")
+    assert f"input: 7 files, {size:,} bytes; model: m; task: generate" in done.said
+
+
+def test_the_log_tells_that_there_is_no_gpu(done):
+    assert "no GPU on this cluster: each replica runs on CPUs" in done.said
+
+
+def test_nothing_is_used_that_ray_will_take_away(done):
+    assert done.warned == []
+
+
+def test_a_public_bucket_is_read_without_credentials(again):
+    assert again.manifest["counts"]["succeeded"] == len(ANSWERS)
+
+
+def test_the_same_input_has_the_same_ids_however_it_is_cut(done, again):
+    assert (again.data.keys(), again.errors.keys()) == (done.data.keys(), done.errors.keys())
+
+
+def test_the_same_input_has_the_same_answers_however_it_is_cut(done, again):
+    assert {key: row["generated_text"] for key, row in again.data.items()} == {
+        key: row["generated_text"] for key, row in done.data.items()
+    }
+
+
+def test_every_row_is_there_once_though_a_replica_was_killed(again):
+    assert (Path(again.spec.model).exists(), again.num_rows) == (True, len(ANSWERS) + len(FAILURES))
+
+
+@pytest.fixture
+def spec_of(cluster, bucket_uri, make_spec):
+    """Puts files into a fresh bucket prefix and gives the job that reads them."""
+
+    def put(files, **changes):
+        for name, content in files.items():
+            storage.write_bytes(f"{bucket_uri}/in/{name}", content)
+        return make_spec(input={"uri": f"{bucket_uri}/in/"}, output={"uri": f"{bucket_uri}/out/"}, **changes)
+
+    return put
+
+
+def test_no_manifest_is_written_when_rows_are_missing(spec_of):
+    spec = spec_of({"a.txt": b"x\n" * 10})
+    with pytest.raises(JobError, match="10 rows were read, but 9 answers and 0 errors were written"):
+        pipeline.run(spec, "run-1", Lossy)
+    assert not storage.exists(Layout(spec.output.uri).manifest_uri)
+
+
+@pytest.mark.parametrize("key", ["_meta/manifest.json", "data/x.parquet", "errors/x.parquet"])
+def test_an_output_that_holds_a_run_is_refused(spec_of, key):
+    spec = spec_of({"a.txt": b"x\n"})
+    storage.write_bytes(spec.output.uri + key, b"x")
+    with pytest.raises(JobError, match=r"is not empty .* choose another output.uri, or empty it first"):
+        pipeline.run(spec, "run-2", Upper)
+
+
+@pytest.mark.parametrize(
+    ("files", "changes", "message"),
+    [
+        ({}, {}, "no input there"),
+        ({"a.txt": b"", "_b.txt": b"x"}, {}, "no input there"),
+        ({"a.txt": b"x", "b.pdf": b"x"}, {}, "the suffix '.pdf' does not tell the format"),
+        ({"a.txt": b"x"}, {"engine": {"tensor_parallel_size": 2}}, "tensor_parallel_size=2 needs GPUs"),
+        ({"a.txt": b"x"}, {"resources": {"device": "gpu"}}, "needs 1 GPUs on one node"),
+    ],
+)
+def test_a_run_that_cannot_start_is_refused_and_writes_nothing(spec_of, files, changes, message):
+    spec = spec_of(files, **changes)
+    with pytest.raises(JobError, match=message):
+        pipeline.run(spec, "run-1", Upper)
+    assert keys_under(spec.output.uri) == []
+
+
+@pytest.mark.parametrize("version", [RAY_FLOOR, f"{RAY_FLOOR}.1rc1", "3.0.0.dev0"])
+def test_a_new_enough_ray_is_accepted(version):
+    assert pipeline.check_ray(version) is None
+
+
+@pytest.mark.parametrize("version", ["2.48.0", "2.9.3", "1.99.0"])
+def test_an_older_ray_is_refused(version):
+    with pytest.raises(JobError, match=f"the cluster runs Ray {version}; Rayferry needs {RAY_FLOOR} or newer"):
+        pipeline.check_ray(version)
+
+
+def test_a_head_started_by_hand_cannot_grow(cluster):
+    nodes = [Node.from_ray(node["Resources"], node["Labels"]) for node in ray.nodes()]
+    assert can_grow(nodes, pipeline._autoscaler_status()) is False
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_run_with_the_replicas_own_words(spec_of):
+    spec = spec_of({"a.txt": b"x\n"})
+    with pytest.raises(JobError, match=r"^model 'm' could not be loaded: no such file$"):
+        pipeline.run(spec, "run-1", Unloadable)
+    assert not storage.exists(Layout(spec.output.uri).manifest_uri)
+
+
+def test_own_columns_of_differing_types_do_not_end_a_run(spec_of):
+    found = carry_out(
+        spec_of(
+            {
+                "a.jsonl": b'{"text": "a", "v": 1, "w": {}}\n',
+                "b.jsonl": b'{"text": "b", "v": "s", "w": {"k": [1]}}\n',
+                "c.jsonl": b'{"text": "c", "v": {"k": 1}, "w": [[]]}\n',
+            }
+        )
+    )
+    assert {*found.data} == {"a.jsonl:0", "b.jsonl:0", "c.jsonl:0"}

@@ -1,0 +1,192 @@
+import pytest
+import ray
+from ray.util import placement_group_table
+
+from rayferry.job.errors import JobError
+from rayferry.job.placement import Node, Placement, ReplicaGroups, can_grow, plan
+
+H100 = frozenset({"H100"})
+A10G = frozenset({"A10G"})
+CPU_NODE = Node(8)
+
+
+def gpus(num_gpus, num_cpus=64, kind=frozenset()):
+    return Node(num_cpus, num_gpus, kind)
+
+
+@pytest.fixture
+def place(make_spec):
+    """The placement of a job with these changes on these nodes."""
+    return lambda nodes, *, autoscaling=False, **changes: plan(make_spec(**changes), nodes, autoscaling=autoscaling)
+
+
+@pytest.mark.parametrize(
+    ("resources", "node"),
+    [
+        ({"CPU": 8.0, "memory": 1e9, "node:10.0.0.1": 1.0}, Node(8)),
+        ({"CPU": 8.0, "GPU": 2.0, "accelerator_type:H100": 1.0}, Node(8, 2, H100)),
+        ({"GPU": 1.0}, Node(0, 1)),
+        ({}, Node(0)),
+    ],
+)
+def test_a_node_is_read_from_rays_table(resources, node):
+    assert Node.from_ray(resources, {"ray.io/node-id": "4f2a"}) == node
+
+
+def test_one_gpu_a_replica_is_asked_of_the_actor_itself(place):
+    assert place([gpus(4)]) == Placement("gpu", {"num_gpus": 1})
+
+
+def test_several_gpus_a_replica_are_a_bundle_each_in_a_group(place):
+    found = place([gpus(4)], engine={"tensor_parallel_size": 2, "pipeline_parallel_size": 2})
+    assert found == Placement("gpu", {"num_gpus": 0}, [{"GPU": 1, "CPU": 1}] * 4)
+
+
+def test_a_gpu_model_is_asked_of_the_actor(place):
+    found = place([gpus(1, kind=A10G), gpus(1, kind=H100)], resources={"accelerator_type": "H100"})
+    assert found.actor_args == {"num_gpus": 1, "accelerator_type": "H100"}
+
+
+def test_a_gpu_model_is_asked_of_every_bundle(place):
+    found = place([gpus(2, kind=H100)], resources={"accelerator_type": "H100"}, engine={"tensor_parallel_size": 2})
+    assert found.bundles == [{"GPU": 1, "CPU": 1, "accelerator_type:H100": 0.001}] * 2
+
+
+@pytest.mark.parametrize(
+    ("nodes", "replicas", "num_cpus"),
+    [
+        ([Node(8)], 1, 7),
+        ([Node(8)], 2, 3),
+        ([Node(8), Node(8)], 2, 7),
+        ([Node(8), Node(4)], 2, 3),
+        ([Node(8), Node(8)], 3, 3),
+        ([Node(2)], 1, 1),
+        ([Node(1)], 1, 0),
+        ([Node(2)], 4, 0),
+        ([Node(0), Node(8)], 1, 7),
+        ([], 1, 0),
+    ],
+)
+def test_without_gpus_replicas_share_the_cpus_and_leave_one(place, nodes, replicas, num_cpus):
+    found = place(nodes, replicas=replicas)
+    assert (found.device, found.actor_args) == ("cpu", {"num_cpus": num_cpus})
+
+
+def test_a_growing_pool_shares_the_cpus_by_its_least_size(place):
+    assert place([Node(9)], replicas={"min": 2, "max": 8}).actor_args == {"num_cpus": 4}
+
+
+def test_running_on_cpus_unasked_is_told(place):
+    assert place([CPU_NODE]).note.startswith("no GPU on this cluster: ")
+
+
+def test_running_on_cpus_as_asked_is_not_called_a_lack(place):
+    assert "no GPU" not in place([gpus(8)], resources={"device": "cpu"}).note
+
+
+def test_cpus_are_taken_where_they_are_asked_for_though_there_are_gpus(place):
+    assert place([gpus(8)], resources={"device": "cpu"}).device == "cpu"
+
+
+def test_a_cluster_that_can_grow_is_waited_for(place):
+    found = place([CPU_NODE], autoscaling=True)
+    assert (found.device, "waiting for the autoscaler" in found.note) == ("gpu", True)
+
+
+def test_a_cluster_that_can_grow_is_refused_nothing(place):
+    assert place([gpus(1)], autoscaling=True, engine={"tensor_parallel_size": 8}).bundles
+
+
+@pytest.mark.parametrize(
+    ("nodes", "changes", "message"),
+    [
+        ([gpus(1)], {"engine": {"tensor_parallel_size": 2}}, "tensor_parallel_size=2 needs 2 GPUs on one node"),
+        ([gpus(1), gpus(1)], {"engine": {"tensor_parallel_size": 2}}, "no node has more than 1"),
+        (
+            [gpus(4)],
+            {"engine": {"tensor_parallel_size": 4, "pipeline_parallel_size": 2}},
+            "tensor_parallel_size=4 x pipeline_parallel_size=2 needs 8 GPUs",
+        ),
+        ([gpus(4)], {"replicas": 5}, "replicas=5 of 1 GPUs each do not fit: the cluster has room for 4"),
+        ([gpus(3), gpus(3)], {"replicas": 3, "engine": {"tensor_parallel_size": 2}}, "room for 2"),
+        ([gpus(4)], {"replicas": {"min": 5, "max": 9}}, "replicas=5"),
+        ([gpus(4, kind=A10G)], {"resources": {"accelerator_type": "H100"}}, "the cluster has: A10G"),
+        ([gpus(2, num_cpus=2)], {"engine": {"tensor_parallel_size": 2}}, "3 CPUs are needed"),
+        ([CPU_NODE], {"engine": {"tensor_parallel_size": 2}}, "needs GPUs, and no node has any"),
+        ([CPU_NODE], {"resources": {"device": "gpu"}}, "no node has more than 0"),
+        ([gpus(4)], {"resources": {"device": "cpu"}, "engine": {"pipeline_parallel_size": 2}}, "needs GPUs"),
+        # each bundle needs a CPU beside its GPU, on one and the same node
+        ([gpus(4, num_cpus=2), Node(16)], {"engine": {"tensor_parallel_size": 4}}, "CPU"),
+    ],
+)
+def test_what_can_never_be_scheduled_is_refused(place, nodes, changes, message):
+    with pytest.raises(JobError) as raised:
+        place(nodes, **changes)
+    assert message in str(raised.value)
+
+
+def test_a_gpu_model_that_is_asked_for_is_never_replaced_by_cpus(place):
+    with pytest.raises(JobError, match="H100"):
+        place([CPU_NODE], resources={"accelerator_type": "H100"})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "changes"),
+    [
+        ([gpus(4)], {"replicas": 4}),
+        ([gpus(2), gpus(2)], {"replicas": 2, "engine": {"tensor_parallel_size": 2}}),
+        ([gpus(2)], {"replicas": {"min": 1, "max": 8}}),
+        ([gpus(2, num_cpus=3)], {"engine": {"tensor_parallel_size": 2}}),
+        ([CPU_NODE, gpus(1, num_cpus=1)], {}),
+    ],
+)
+def test_what_just_fits_is_placed(place, nodes, changes):
+    assert place(nodes, **changes).device == "gpu"
+
+
+@pytest.mark.parametrize(
+    ("status", "found"),
+    [
+        ({}, False),
+        ({"autoscaler_report": None}, False),
+        ({"autoscaler_report": {"active_nodes": {"node_4f2a": 1}}}, False),
+        ({"autoscaler_report": {"active_nodes": {"gpu-worker": 1}}}, True),
+        ({"autoscaler_report": {"active_nodes": {"node_4f2a": 1}, "idle_nodes": {"head-group": 1}}}, True),
+        ({"autoscalerReport": {"activeNodes": {"gpu-worker": 1}}}, True),
+        ({"autoscalerReport": {"activeNodes": {"node_1": 1}, "idleNodes": {}}}, False),
+    ],
+)
+def test_node_types_tell_whether_a_cluster_can_grow(status, found):
+    assert can_grow([CPU_NODE], status) is found
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"), [({"ray.io/node-group": "head"}, True), ({"ray.io/node-id": "4f2a"}, False), (None, False)]
+)
+def test_the_second_autoscalers_label_tells_it_too(labels, found):
+    assert can_grow([Node.from_ray({"CPU": 4.0}, labels)], {}) is found
+
+
+def test_every_replica_gets_a_group_of_its_own(cluster):
+    groups = ReplicaGroups([{"CPU": 0.01}, {"CPU": 0.01}])
+    make = groups.as_remote_args_fn()
+    strategies = [make()["scheduling_strategy"] for _ in range(2)]
+    groups.remove()
+    assert strategies[0].placement_group.id != strategies[1].placement_group.id
+
+
+def test_a_group_lies_on_one_node_and_takes_the_replicas_children_in(cluster):
+    groups = ReplicaGroups([{"CPU": 0.01}, {"CPU": 0.01}])
+    strategy = groups.as_remote_args_fn()()["scheduling_strategy"]
+    ray.get(strategy.placement_group.ready(), timeout=30)
+    table = placement_group_table(strategy.placement_group)
+    groups.remove()
+    assert (table["strategy"], strategy.placement_group_capture_child_tasks) == ("STRICT_PACK", True)
+
+
+def test_groups_are_given_back(cluster):
+    groups = ReplicaGroups([{"CPU": 0.01}])
+    group = groups.as_remote_args_fn()()["scheduling_strategy"].placement_group
+    groups.remove()
+    groups.remove()
+    assert placement_group_table(group)["state"] == "REMOVED"

@@ -1,0 +1,148 @@
+import json
+
+import pytest
+import ray
+
+from rayferry.job import progress
+from rayferry.job.progress import Board, Reporter, Snapshot, describe
+
+DATA = {"kind": "data", "num_rows": 10, "num_input_tokens": 30, "num_generated_tokens": 20}
+ERRORS = {"kind": "errors", "num_rows": 2, "num_input_tokens": 0, "num_generated_tokens": 0}
+PREVIEW = [{"prompt": "Water boils at", "generated_text": "100 °C"}, {"prompt": "b", "generated_text": "c"}]
+
+
+@pytest.fixture
+def board():
+    return Board()
+
+
+@pytest.fixture
+def reporter(near_board, tmp_path):
+    """Prepares a reporter of a run of one file."""
+    return lambda preview_rows=0: Reporter(near_board, str(tmp_path / "progress.json"), 1, preview_rows)
+
+
+def test_a_board_begins_with_nothing(board):
+    assert board.snapshot() == Snapshot()
+
+
+def test_rows_read_are_summed_over_files(board):
+    board.file_read("a", 3)
+    board.file_read("b", 4)
+    now = board.snapshot()
+    assert (now.rows_read, now.files_read) == (7, 2)
+
+
+def test_a_file_that_is_read_again_counts_once(board):
+    board.file_read("a", 3)
+    board.file_read("a", 3)
+    assert board.snapshot().rows_read == 3
+
+
+def test_rows_written_are_summed_by_their_kind(board):
+    board.parts_written("r-0", [DATA, ERRORS], [])
+    board.parts_written("r-1", [DATA], [])
+    now = board.snapshot()
+    assert (now.succeeded, now.failed, now.num_input_tokens, now.num_generated_tokens) == (20, 2, 60, 40)
+
+
+def test_a_task_that_writes_again_counts_once(board):
+    board.parts_written("r-0", [DATA, ERRORS], [])
+    board.parts_written("r-0", [DATA, ERRORS], [])
+    now = board.snapshot()
+    assert (now.succeeded, now.failed) == (10, 2)
+
+
+def test_the_first_preview_is_kept(board):
+    board.parts_written("r-0", [ERRORS], [])
+    board.parts_written("r-1", [DATA], PREVIEW)
+    board.parts_written("r-2", [DATA], [{"prompt": "later", "generated_text": "x"}])
+    assert board.snapshot().preview == PREVIEW
+
+
+def test_ready_replicas_are_kept_with_their_load_times(board):
+    board.replica_ready(2.5, "0.32.0")
+    board.replica_ready(3.5, "0.32.0")
+    now = board.snapshot()
+    assert (now.load_s, now.vllm) == ([2.5, 3.5], "0.32.0")
+
+
+def test_the_first_ready_replica_sets_the_time(board):
+    board.replica_ready(2.5, "0.32.0")
+    first = board.snapshot().ready_at
+    board.replica_ready(3.5, "0.32.0")
+    assert board.snapshot().ready_at == first
+
+
+def test_the_first_reason_of_failure_is_kept(board):
+    board.failed("out of memory")
+    board.failed("actor died")
+    assert board.snapshot().failure == "out of memory"
+
+
+def test_the_counts_as_json_say_nothing_of_what_rows_say():
+    now = Snapshot(rows_read=9, succeeded=7, failed=1, num_input_tokens=5, num_generated_tokens=6, load_s=[1, 2])
+    now.preview = PREVIEW
+    assert now.to_json() == {
+        "schema_version": 1,
+        "rows_read": 9,
+        "succeeded": 7,
+        "failed": 1,
+        "num_input_tokens": 5,
+        "num_generated_tokens": 6,
+        "replicas": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("now", "line"),
+    [
+        (Snapshot(), "0 of 0+ rows written"),
+        (Snapshot(rows_read=5000, files_read=1, succeeded=1200), "1,200 of 5,000+ rows written"),
+        (Snapshot(rows_read=5000, files_read=2, succeeded=1200), "1,200 of 5,000 rows written"),
+        (Snapshot(rows_read=9, files_read=2, succeeded=6, failed=3), "9 of 9 rows written, 3 failed"),
+        (
+            Snapshot(rows_read=9, files_read=2, succeeded=9, ready_at=100.0, num_generated_tokens=20_000),
+            "9 of 9 rows written, 2,000 tokens/s",
+        ),
+        (Snapshot(files_read=2, ready_at=110.0, num_generated_tokens=1), "0 of 0 rows written, 1,000 tokens/s"),
+        (Snapshot(files_read=2, ready_at=100.0), "0 of 0 rows written"),
+    ],
+)
+def test_a_line_for_people_says_how_far_the_run_is(now, line):
+    assert describe(now, 2, lambda: 110.0) == line
+
+
+def test_a_board_answers_from_its_own_process(cluster):
+    board = progress.start_board()
+    ray.get(board.file_read.remote("a", 3))
+    assert ray.get(board.snapshot.remote()).rows_read == 3
+
+
+def test_a_run_that_is_over_at_once_still_quotes_its_first_answers(near_board, reporter, capsys):
+    with reporter(preview_rows=1):
+        near_board.board.parts_written("r-0", [DATA], PREVIEW)
+    assert "preview: 'Water boils at' -> '100 °C'" in capsys.readouterr().out
+
+
+def test_no_answer_is_quoted_unasked(near_board, reporter, capsys):
+    with reporter():
+        near_board.board.parts_written("r-0", [DATA], PREVIEW)
+    assert "Water" not in capsys.readouterr().out
+
+
+def test_the_thread_ends_with_the_block(reporter):
+    with reporter() as running:
+        pass
+    assert not running._thread.is_alive()
+
+
+def test_counts_are_saved_as_json(reporter, tmp_path):
+    reporter()._save(Snapshot(rows_read=9))
+    assert json.loads((tmp_path / "progress.json").read_bytes())["rows_read"] == 9
+
+
+def test_counts_that_cannot_be_saved_do_not_end_the_run(near_board, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    Reporter(near_board, str(tmp_path / "file" / "progress.json"), 1, 0)._save(Snapshot())
+    assert "could not be written" in capsys.readouterr().out

@@ -1,0 +1,238 @@
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from rayferry.job.errors import EngineError
+from rayferry.job.pump import Pump, RefusedError
+
+WAIT_S = 10  # only ever waited out by a test that fails
+
+
+class FakeEngine:
+    """An engine whose prompts say what happens to them.
+
+    `word` finishes after one step, `word*3` after three, `word*held` once `release` is set; `refuse` is refused,
+    `add!` kills the engine when it is added, `step!` when it is stepped.
+    """
+
+    def __init__(self, death=RuntimeError("out of memory")):  # noqa: B008  # never changed
+        self.death = death
+        self.release = threading.Event()
+        self.stepping = threading.Event()
+        self.threads = set()
+        self.together = 0
+        self._left = {}
+        self._count = 0
+
+    def add(self, prompt):
+        self.threads.add(threading.current_thread().name)
+        word, _, steps = prompt.partition("*")
+        if word == "refuse":
+            raise RefusedError from ValueError("too long")
+        if word == "refuse bare":
+            raise RefusedError
+        if word == "add!":
+            raise self.death
+        self._count += 1
+        self._left[str(self._count)] = (word, steps if steps == "held" else int(steps or 1))
+        return str(self._count)
+
+    def step(self):
+        assert self._left, "stepped with nothing to do"
+        self.threads.add(threading.current_thread().name)
+        self.together = max(self.together, len(self._left))
+        self.stepping.set()
+        outputs = []
+        for request_id, (word, left) in list(self._left.items()):
+            if word == "step!":
+                raise self.death
+            if left == "held":
+                finished = self.release.is_set()
+            else:
+                finished = left == 1
+                self._left[request_id] = (word, left - 1)
+            if finished:
+                del self._left[request_id]
+            outputs.append(SimpleNamespace(request_id=request_id, finished=finished, text=word.upper()))
+        return outputs
+
+    def is_busy(self):
+        return bool(self._left)
+
+
+@pytest.fixture
+def engine():
+    return FakeEngine()
+
+
+@pytest.fixture
+def pump(engine):
+    pump = Pump(engine)
+    yield pump
+    engine.release.set()
+    pump.close()
+
+
+def texts(future):
+    return [outcome.text for outcome in future.result(WAIT_S)]
+
+
+def test_outcomes_are_in_the_order_of_the_prompts_whatever_finishes_first(pump):
+    assert texts(pump.submit(["slow*5", "fast", "middle*3"])) == ["SLOW", "FAST", "MIDDLE"]
+
+
+def test_only_finished_outputs_are_outcomes(pump):
+    assert all(outcome.finished for outcome in pump.submit(["a*4", "b*2"]).result(WAIT_S))
+
+
+def test_an_empty_batch_is_done_at_once(pump):
+    assert pump.submit([]).result(0) == []
+
+
+def test_a_batch_does_not_wait_for_one_that_came_before(pump):
+    held = pump.submit(["slow*held"])
+    assert (texts(pump.submit(["fast"])), held.done()) == (["FAST"], False)
+
+
+def test_batches_run_in_the_engine_together(pump, engine):
+    held = pump.submit(["a*held", "b*held"])
+    texts(pump.submit(["c", "d", "e"]))
+    engine.release.set()
+    held.result(WAIT_S)
+    assert engine.together == 5
+
+
+def test_a_batch_can_follow_after_the_engine_was_idle(pump):
+    assert texts(pump.submit(["a"])) + texts(pump.submit(["b"])) == ["A", "B"]
+
+
+def test_the_same_prompt_twice_is_two_requests(pump):
+    assert texts(pump.submit(["a", "a*3", "a"])) == ["A", "A", "A"]
+
+
+def test_a_refused_prompt_has_the_engines_reason_as_its_outcome(pump):
+    (outcome,) = pump.submit(["refuse"]).result(WAIT_S)
+    assert repr(outcome) == "ValueError('too long')"
+
+
+def test_a_refusal_without_a_reason_is_its_own_outcome(pump):
+    (outcome,) = pump.submit(["refuse bare"]).result(WAIT_S)
+    assert isinstance(outcome, RefusedError)
+
+
+def test_a_refused_prompt_leaves_the_others_of_its_batch_alone(pump):
+    first, refused, last = pump.submit(["a*2", "refuse", "b"]).result(WAIT_S)
+    assert (first.text, type(refused), last.text) == ("A", ValueError, "B")
+
+
+def test_a_refused_prompt_does_not_end_the_engine(pump):
+    pump.submit(["refuse", "refuse"]).result(WAIT_S)
+    assert texts(pump.submit(["a"])) == ["A"]
+
+
+@pytest.mark.parametrize("deadly", ["step!", "add!"])
+def test_a_dead_engine_fails_the_batch_that_it_died_of(deadly):
+    future = Pump(FakeEngine()).submit(["a*held", deadly, "b"])
+    assert isinstance(future.exception(WAIT_S), EngineError)
+
+
+@pytest.mark.parametrize("deadly", ["step!", "add!"])
+def test_a_dead_engine_fails_the_batches_that_it_had(deadly):
+    pump = Pump(FakeEngine())
+    before = pump.submit(["a*held"])
+    pump.submit([deadly])
+    assert isinstance(before.exception(WAIT_S), EngineError)
+
+
+@pytest.mark.parametrize("deadly", ["step!", "add!"])
+def test_a_dead_engine_fails_every_later_batch_at_once(deadly):
+    pump = Pump(FakeEngine())
+    pump.submit([deadly]).exception(WAIT_S)
+    pump._thread.join(WAIT_S)
+    assert isinstance(pump.submit(["a"]).exception(0), EngineError)
+
+
+def test_a_dead_engine_fails_the_batches_that_wait_behind_the_deadly_one():
+    engine = FakeEngine()
+    entered, go = threading.Event(), threading.Event()
+
+    def add(_prompt):
+        entered.set()
+        assert go.wait(WAIT_S)
+        raise engine.death
+
+    engine.add = add
+    pump = Pump(engine)
+    pump.submit(["first"])
+    assert entered.wait(WAIT_S)
+    waiting = pump.submit(["second"])
+    go.set()
+    assert isinstance(waiting.exception(WAIT_S), EngineError)
+
+
+def test_the_error_of_a_dead_engine_says_of_what_it_died():
+    error = Pump(FakeEngine()).submit(["step!"]).exception(WAIT_S)
+    assert str(error) == "the engine died: RuntimeError: out of memory"
+
+
+def test_the_error_of_a_dead_engine_has_the_death_as_its_cause():
+    engine = FakeEngine()
+    assert Pump(engine).submit(["step!"]).exception(WAIT_S).__cause__ is engine.death
+
+
+@pytest.mark.parametrize("death", [SystemExit(1), KeyboardInterrupt(), MemoryError()], ids=repr)
+def test_nobody_is_left_waiting_whatever_the_engine_raises(death):
+    assert isinstance(Pump(FakeEngine(death)).submit(["a", "step!"]).exception(WAIT_S), EngineError)
+
+
+def test_a_batch_that_its_caller_gave_up_does_not_end_the_engine(pump, engine):
+    abandoned = pump.submit(["a*held"])
+    assert engine.stepping.wait(WAIT_S)
+    abandoned.cancel()
+    engine.release.set()
+    assert texts(pump.submit(["b*3"])) == ["B"]
+
+
+def test_batches_from_many_threads_each_get_their_own_answers(pump):
+    wrong = []
+
+    def work(name):
+        for number in range(30):
+            word = f"{name}-{number}"
+            got = pump.submit([f"{word}-{i}*{1 + (number + i) % 4}" for i in range(5)])
+            if texts(got) != [f"{word}-{i}".upper() for i in range(5)]:
+                wrong.append(word)
+
+    threads = [threading.Thread(target=work, args=[f"t{index}"]) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT_S)
+    assert wrong == []
+
+
+def test_one_thread_alone_touches_the_engine(pump, engine):
+    threads = [threading.Thread(target=lambda: pump.submit(["a", "b*2"]).result(WAIT_S)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT_S)
+    assert engine.threads == {"rayferry-pump"}
+
+
+def test_the_thread_does_not_keep_the_process_alive(pump):
+    assert pump._thread.daemon
+
+
+def test_close_ends_an_idle_thread(engine):
+    pump = Pump(engine)
+    pump.close()
+    assert not pump._thread.is_alive()
+
+
+def test_close_lets_the_engine_finish_what_it_has(engine):
+    pump = Pump(engine)
+    running = pump.submit(["a*50", "b*3"])
+    pump.close()
+    assert running.done()

@@ -1,0 +1,175 @@
+import hashlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rayferry.job.layout import Layout
+from rayferry.job.rows import ANSWER_SCHEMA, ERROR_SCHEMA, failure, to_table
+from rayferry.job.sink import Part, PartsDatasink, data_columns
+
+ANSWER = {
+    "generated_text": "t",
+    "finish_reason": "stop",
+    "num_input_tokens": 3,
+    "num_generated_tokens": 2,
+    "model": "m",
+}
+FAILURE = failure("parse", "BadPrompt", "column 'text' is empty") | {"raw": '{"text": ""}'}
+
+
+def row(position, **more):
+    return {"id": f"a:{position}", "source_uri": "s3://bucket/a", "position": position} | more
+
+
+def good(position):
+    return row(position, prompt=f"p{position}", **ANSWER)
+
+
+def failed(position):
+    return row(position, **FAILURE)
+
+
+def block(*rows):
+    """A block as the predictor returns it."""
+    answers = pa.Table.from_pylist([{name: found.get(name) for name in ANSWER} for found in rows], ANSWER_SCHEMA)
+    table = to_table([{name: value for name, value in found.items() if name not in ANSWER} for found in rows])
+    for field, column in zip(ANSWER_SCHEMA, answers.columns, strict=True):
+        table = table.append_column(field, column)
+    return table
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Runs one write task."""
+
+    def write_blocks(*blocks, task_idx=0, board=None):
+        sink = PartsDatasink(Layout(str(tmp_path)), "run", 1000, board)
+        return sink.write(blocks, SimpleNamespace(task_idx=task_idx))
+
+    return write_blocks
+
+
+def rows_of(part):
+    return pq.read_table(part.uri).to_pylist()
+
+
+def test_good_rows_go_to_data_and_failed_ones_to_errors(write):
+    data, errors = write(block(good(0), failed(1), good(2)))
+    assert ([r["id"] for r in rows_of(data)], [r["id"] for r in rows_of(errors)]) == (["a:0", "a:2"], ["a:1"])
+
+
+def test_parts_lie_where_the_layout_says(write, tmp_path):
+    data, errors = write(block(good(0), failed(1)), task_idx=7)
+    assert (data.uri, errors.uri) == (f"{tmp_path}/data/run-000007.parquet", f"{tmp_path}/errors/run-000007.parquet")
+
+
+@pytest.mark.parametrize(
+    ("rows", "kinds"),
+    [([good(0)], ["data"]), ([failed(0)], ["errors"]), ([good(0), failed(1)], ["data", "errors"])],
+    ids=["good", "failed", "both"],
+)
+def test_no_empty_part_is_written(write, tmp_path, rows, kinds):
+    write(block(*rows))
+    assert sorted(path.name for path in tmp_path.iterdir()) == kinds
+
+
+def test_blocks_without_rows_make_no_part(write):
+    assert write(block(good(0)).slice(1), pa.table({})) == []
+
+
+def test_the_blocks_of_a_task_make_one_part(write):
+    (data,) = write(block(good(0)), block(good(1)).slice(1), block(good(2)))
+    assert [found["id"] for found in rows_of(data)] == ["a:0", "a:2"]
+
+
+def test_a_pandas_block_is_written_too(write):
+    (data,) = write(block(good(0)).to_pandas(types_mapper=pd.ArrowDtype))
+    assert rows_of(data)[0]["prompt"] == "p0"
+
+
+def test_data_has_the_columns_of_the_contract(write):
+    (data,) = write(block(good(0)))
+    assert pq.read_schema(data.uri).names == [
+        "id",
+        "prompt",
+        "generated_text",
+        "finish_reason",
+        "num_input_tokens",
+        "num_generated_tokens",
+        "model",
+    ]
+
+
+def test_errors_have_the_columns_of_the_contract(write):
+    _, errors = write(block(good(0), failed(1)))
+    assert pq.read_schema(errors.uri).equals(ERROR_SCHEMA)
+
+
+def test_a_failed_row_tells_all_that_is_known_of_it(write):
+    (errors,) = write(block(failed(4)))
+    assert rows_of(errors) == [row(4) | FAILURE]
+
+
+def test_a_part_is_described_as_it_is(write):
+    (data,) = write(block(good(0), good(1)))
+    content = Path(data.uri).read_bytes()
+    assert data == Part(
+        uri=data.uri,
+        kind="data",
+        num_rows=2,
+        num_bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+        num_input_tokens=6,
+        num_generated_tokens=4,
+    )
+
+
+def test_an_errors_part_counts_no_tokens(write):
+    (errors,) = write(block(failed(0)))
+    assert (errors.num_input_tokens, errors.num_generated_tokens) == (0, 0)
+
+
+def test_a_task_that_is_tried_again_replaces_its_own_part(write, tmp_path):
+    first = write(block(good(0), failed(1)))
+    assert (write(block(good(0), failed(1))), len([*tmp_path.rglob("*.parquet")])) == (first, 2)
+
+
+def test_two_tasks_write_two_parts(write, tmp_path):
+    write(block(good(0)), task_idx=0)
+    write(block(good(1)), task_idx=1)
+    assert len([*tmp_path.rglob("*.parquet")]) == 2
+
+
+def test_columns_that_say_why_a_row_failed_never_reach_data():
+    table = block(good(0))
+    assert not {"source_uri", "position", "stage", "error_type", "error", "raw"} & {*data_columns(table).column_names}
+
+
+def test_a_task_tells_the_board_its_parts_and_a_few_first_answers(write, near_board):
+    write(block(*(good(index) for index in range(12)), failed(12)), board=near_board)
+    now = near_board.board.snapshot()
+    assert (now.succeeded, now.failed, now.preview) == (
+        12,
+        1,
+        [{"prompt": f"p{index}", "generated_text": "t"} for index in range(10)],
+    )
+
+
+def test_a_preview_is_cut(write, near_board):
+    write(block(row(0, prompt="p" * 999, **ANSWER)), board=near_board)
+    assert len(near_board.board.snapshot().preview[0]["prompt"]) == 200
+
+
+def test_ray_data_is_asked_to_gather_rows_for_a_part():
+    assert PartsDatasink(Layout("/out"), "run", 250).min_rows_per_write == 250
+
+
+def test_what_the_tasks_wrote_is_kept_in_the_end():
+    sink = PartsDatasink(Layout("/out"), "run", 250)
+    first, second = (Part(f"/out/{name}", "data", 1, 1, "", 0, 0) for name in "ab")
+    sink.on_write_complete(SimpleNamespace(write_returns=[[first], [], None, [second]]))
+    assert sink.parts == [first, second]

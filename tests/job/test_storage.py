@@ -1,0 +1,236 @@
+import json
+import pickle
+import uuid
+
+import boto3
+import pyarrow.fs as pafs
+import pytest
+
+from rayferry.job import storage
+from rayferry.job.errors import JobError
+from rayferry.submit.local import stack as local_stack
+
+
+@pytest.fixture(params=["folder", "s3"])
+def place(request, tmp_path):
+    """A fresh prefix, in each of the two kinds of store."""
+    if request.param == "folder":
+        return str(tmp_path / "prefix")
+    request.getfixturevalue("stack")
+    return f"s3://{local_stack.BUCKET}/{uuid.uuid4().hex}"
+
+
+def fill(place, *names, content=b"x"):
+    for name in names:
+        storage.write_bytes(f"{place}/{name}", content)
+
+
+def names_under(place, **options):
+    _, root = storage.filesystem(place)
+    return [path.removeprefix(root + "/") for path, _ in storage.list_files(place, **options)]
+
+
+def read_bytes(uri):
+    files, path = storage.filesystem(uri)
+    with files.open_input_stream(path) as stream:
+        return stream.read()
+
+
+def test_files_are_listed_in_the_order_of_their_names(place):
+    fill(place, "b.txt", "a/z.txt", "a.txt", "a/b/c.txt", "B.txt")
+    assert names_under(place) == ["B.txt", "a.txt", "a/b/c.txt", "a/z.txt", "b.txt"]
+
+
+def test_files_are_listed_with_their_sizes(place):
+    fill(place, "a.txt", content=b"12345")
+    assert [size for _, size in storage.list_files(place)] == [5]
+
+
+@pytest.mark.parametrize("end", ["", "/"])
+def test_a_prefix_is_the_same_with_and_without_its_last_slash(place, end):
+    fill(place, "a.txt")
+    assert [path.rpartition("/")[2] for path, _ in storage.list_files(place + end)] == ["a.txt"]
+
+
+def test_a_file_can_be_given_by_itself(place):
+    fill(place, "a.txt", "a.txt.bak")
+    assert [path.rpartition("/")[2] for path, _ in storage.list_files(place + "/a.txt")] == ["a.txt"]
+
+
+def test_a_file_given_by_itself_may_have_a_hidden_name(place):
+    fill(place, "_a.txt")
+    assert len(storage.list_files(place + "/_a.txt")) == 1
+
+
+def test_a_prefix_ends_at_a_slash(place):
+    fill(place, "in/a.txt", "input/b.txt")
+    assert len(storage.list_files(place + "/in")) == 1
+
+
+def test_files_without_a_byte_are_passed_over(place):
+    fill(place, "a.txt")
+    fill(place, "empty.txt", content=b"")
+    assert names_under(place) == ["a.txt"]
+
+
+def test_hidden_files_and_folders_are_passed_over(place):
+    fill(place, "a.txt", "_SUCCESS", ".part.crc", "_temporary/b.txt", "x/.git/c.txt", "x/d_.txt")
+    assert names_under(place) == ["a.txt", "x/d_.txt"]
+
+
+@pytest.mark.parametrize(
+    "name", ["a b.txt", "50%.txt", "a%20b.txt", "q?x.txt", "h#x.txt", "s;t.txt", "ü漢.txt", "+.txt"]
+)
+def test_any_name_is_listed_as_it_is(place, name):
+    files, root = storage.filesystem(place)
+    files.create_dir(root)
+    with files.open_output_stream(f"{root}/{name}") as stream:
+        stream.write(b"x")
+    assert names_under(place) == [name]
+
+
+def test_a_place_without_input_is_refused(place):
+    with pytest.raises(JobError, match="no input there"):
+        storage.list_files(place)
+
+
+def test_a_place_with_nothing_but_hidden_files_is_refused(place):
+    fill(place, "_SUCCESS")
+    with pytest.raises(JobError, match="no input there"):
+        storage.list_files(place)
+
+
+@pytest.mark.parametrize(
+    ("path", "data"),
+    [("/a.txt", True), ("", True), ("/a/b_.txt", True), ("/_a/b.txt", False), ("/a/.b.txt", False), ("/_", False)],
+)
+def test_names_that_begin_with_an_underscore_or_a_dot_hold_no_data(path, data):
+    assert storage.is_data(path) is data
+
+
+def test_what_is_written_is_there_whole(place):
+    content = bytes(range(256)) * 40_000
+    fill(place, "a/b/c.bin", content=content)
+    assert read_bytes(place + "/a/b/c.bin") == content
+
+
+def test_what_is_written_again_is_replaced(place):
+    fill(place, "a.txt", content=b"a longer one")
+    fill(place, "a.txt", content=b"short")
+    assert read_bytes(place + "/a.txt") == b"short"
+
+
+def test_no_draft_is_left_behind(tmp_path):
+    storage.write_bytes(str(tmp_path / "a.txt"), b"x")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("uri", "there"),
+    [
+        ("out/data/", True),
+        ("out/data", True),
+        ("out/data/a.parquet", True),
+        ("out", True),
+        ("out/err/", False),
+        ("o", False),
+    ],
+)
+def test_a_file_or_a_prefix_with_something_under_it_exists(place, uri, there):
+    fill(place, "out/data/a.parquet")
+    assert storage.exists(f"{place}/{uri}") is there
+
+
+def test_a_file_uri_is_a_path():
+    files, path = storage.filesystem("file:///data/a%20b")
+    assert (type(files), path) == (pafs.LocalFileSystem, "/data/a b")
+
+
+def test_a_path_is_taken_as_it_is():
+    assert storage.filesystem("/data/a%20b?c#d")[1] == "/data/a%20b?c#d"
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/a%20b", "s3://anonymous@bucket/a%20b"])
+def test_an_s3_uri_is_a_bucket_and_a_key(stack, uri):
+    assert storage.filesystem(uri)[1] == "bucket/a%20b"
+
+
+@pytest.mark.parametrize(
+    ("variables", "endpoint"),
+    [
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9000"}, ("http", "127.0.0.1:9000")),
+        ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9000/"}, ("http", "127.0.0.1:9000")),
+        (
+            {"AWS_ENDPOINT_URL": "http://127.0.0.1:9000", "AWS_ENDPOINT_URL_S3": "https://localhost:9001"},
+            ("https", "localhost:9001"),
+        ),
+    ],
+)
+def test_the_endpoint_comes_from_the_environment(monkeypatch, variables, endpoint):
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    files, _ = storage.filesystem("s3://bucket/key")
+    options = files.__reduce__()[1][0]
+    assert (options["scheme"], options["endpoint_override"]) == endpoint
+
+
+@pytest.mark.parametrize(
+    ("variables", "region"),
+    [
+        ({"AWS_REGION": "eu-west-1", "AWS_DEFAULT_REGION": "eu-west-2"}, "eu-west-1"),
+        ({"AWS_DEFAULT_REGION": "eu-west-2"}, "eu-west-2"),
+        ({}, "us-east-1"),
+    ],
+)
+def test_the_region_comes_from_the_environment(monkeypatch, variables, region):
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (variables | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9000"}).items():
+        monkeypatch.setenv(name, value)
+    assert storage.filesystem("s3://bucket/key")[0].region == region
+
+
+def test_no_secret_is_in_the_pickle_of_a_filesystem(stack, bucket_uri):
+    files, _ = storage.filesystem(bucket_uri)
+    assert stack.secret_key.encode() not in pickle.dumps(files)
+
+
+def public_bucket(keys):
+    """A bucket that anybody may list, and read where `keys` match, with one file."""
+    bucket = f"public-{uuid.uuid4().hex}"
+    s3 = boto3.client("s3")
+    s3.create_bucket(Bucket=bucket)
+    actions = [("s3:ListBucket", f"arn:aws:s3:::{bucket}"), ("s3:GetObject", f"arn:aws:s3:::{bucket}/{keys}")]
+    statements = [{"Effect": "Allow", "Principal": "*", "Action": [a], "Resource": [r]} for a, r in actions]
+    s3.put_bucket_policy(Bucket=bucket, Policy=json.dumps({"Version": "2012-10-17", "Statement": statements}))
+    s3.put_object(Bucket=bucket, Key="in/a.txt", Body=b"x")
+    return bucket
+
+
+@pytest.mark.parametrize("form", ["uri", "key"])
+def test_a_public_bucket_is_listed_without_credentials(stack, monkeypatch, form):
+    bucket = public_bucket("*")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "wrong")  # so that a signed request would be refused
+    if form == "uri":
+        found = storage.list_files(f"s3://anonymous@{bucket}/in")
+    else:
+        found = storage.list_files(f"s3://{bucket}/in", anonymous=True)
+    assert found == [(f"{bucket}/in/a.txt", 1)]
+
+
+def test_a_prefix_is_listed_by_who_may_read_below_it_alone(stack):
+    bucket = public_bucket("in/*")
+    assert storage.list_files(f"s3://anonymous@{bucket}/in/") == [(f"{bucket}/in/a.txt", 1)]
+
+
+def test_a_bucket_that_is_not_public_refuses_an_anonymous_reader(bucket_uri):
+    fill(bucket_uri, "a.txt")
+    with pytest.raises(JobError, match=r"cannot be listed: .*check the bucket's name, the credentials"):
+        storage.list_files(bucket_uri, anonymous=True)
+
+
+def test_wrong_credentials_are_told_when_looking_up(bucket_uri, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(JobError, match=r"cannot be looked up: .*check the bucket's name, the credentials"):
+        storage.exists(bucket_uri)
