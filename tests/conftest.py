@@ -3,9 +3,13 @@
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 import uuid
 from pathlib import Path
+
+# A shell starts what it puts into the background deaf to Ctrl-C, and children inherit that; some tests send one.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Ray reads these when it is imported: the local stack's Ray keeps to the loopback address and asks for a token, and so
 # must a driver in this process. The token's file is where the stack will look for it.
