@@ -6,7 +6,7 @@ import signal
 import time
 from typing import Any
 
-from rayferry.job import RAY_FLOOR
+from rayferry.job import RAY_FLOOR, storage
 from rayferry.job.errors import JobError
 from rayferry.job.layout import Layout
 from rayferry.job.log import counted, say
@@ -51,14 +51,11 @@ def run(spec: JobSpec, submission_id: str, predictor: type | None = None) -> dic
     import ray
 
     check_ray(ray.__version__)
-    from rayferry.job import manifest, progress, sink, source, storage  # they import Ray Data
+    from rayferry.job import manifest, progress, sink, source  # they import Ray Data
     from rayferry.job.predictor import LLMPredictor
 
     layout = Layout(spec.output.uri)
-    for uri in (layout.manifest_uri, layout.data_uri, layout.errors_uri):
-        if storage.exists(uri):
-            msg = f"{layout.output_uri} is not empty ({uri} is there); choose another output.uri, or empty it first"
-            raise JobError(msg)
+    _check_empty(layout)
     files = storage.list_files(spec.input.uri, anonymous=spec.input.anonymous)
     for path, _ in files:
         spec.input.format_of(path)
@@ -71,7 +68,7 @@ def run(spec: JobSpec, submission_id: str, predictor: type | None = None) -> dic
     placement = plan(spec, nodes, autoscaling=can_grow(nodes, _autoscaler_status()))
     if placement.note:
         say(placement.note)
-    storage.write_bytes(layout.spec_uri, spec.model_dump_json(indent=1).encode())
+    storage.write_bytes(layout.spec_uri, json.dumps(_told(spec), indent=1).encode())
     board = progress.start_board()
     groups = ReplicaGroups(placement.bundles)
     parts = sink.PartsDatasink(layout, submission_id, spec.output.rows_per_part, board)
@@ -100,10 +97,31 @@ def run(spec: JobSpec, submission_id: str, predictor: type | None = None) -> dic
     finally:
         groups.remove()
     now = ray.get(board.snapshot.remote())
+    _check_alone(layout, [part.uri for part in parts.parts])
     result = manifest.build(spec, submission_id, files=files, parts=parts.parts, now=now, started_at=started_at)
     storage.write_bytes(layout.progress_uri, json.dumps(now.to_json()).encode())
     storage.write_bytes(layout.manifest_uri, json.dumps(result, indent=1).encode())
     return result
+
+
+def _check_empty(layout: Layout) -> None:
+    """Refuses an output that holds something, but for what a run that did not end leaves in `_meta/`."""
+    found = [name for name in storage.children(layout.output_uri) if name != "_meta"]
+    found += [name for name in storage.children(layout.meta_uri) if layout.manifest_uri.endswith("/" + name)]
+    if found:
+        msg = f"{layout.output_uri} is not empty ({found[0]} is there); choose another output.uri, or empty it first"
+        raise JobError(msg)
+
+
+def _check_alone(layout: Layout, uris: list[str]) -> None:
+    """Refuses to call a run done into whose output another one wrote at the same time."""
+    ours = {uri.rpartition("/")[2] for uri in uris}
+    there = {*storage.children(layout.data_uri), *storage.children(layout.errors_uri)}
+    if there - ours:
+        msg = (
+            f"{layout.output_uri} holds {min(there - ours)}, which this run did not write: another one uses this output"
+        )
+        raise JobError(msg)
 
 
 def _pool(spec: JobSpec, placement: Placement) -> dict[str, Any]:
@@ -120,6 +138,13 @@ def _pool(spec: JobSpec, placement: Placement) -> dict[str, Any]:
     if "max_concurrent_calls_per_actor" in inspect.signature(ActorPoolStrategy).parameters:
         return {"compute": ActorPoolStrategy(**size, max_concurrent_calls_per_actor=batches)}
     return {"compute": ActorPoolStrategy(**size), "max_concurrency": batches}  # an older Ray
+
+
+def _told(spec: JobSpec) -> dict[str, Any]:
+    """The job file for readers of the output, who need not know the values of env_vars."""
+    told = spec.model_dump(mode="json")
+    told["runtime_env"]["env_vars"] = dict.fromkeys(spec.runtime_env.env_vars, "***")
+    return told
 
 
 def _set_up_ray_data() -> None:

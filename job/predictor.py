@@ -44,6 +44,8 @@ class LLMPredictor:
             engine = _VllmEngine(spec, device)
         except Exception as error:
             reason = f"model {spec.model!r} could not be loaded: {root_line(error)}"
+            if isinstance(error, OSError) or "Connect" in reason:
+                reason += "; check its name and that the nodes reach the hub, or give a folder or an s3:// prefix"
             _report_failure(progress, reason)
             raise EngineError(reason) from error
         self._spec = spec

@@ -108,17 +108,16 @@ def write_bytes(uri: str, content: bytes) -> None:
         stream.write(content)
 
 
-def exists(uri: str) -> bool:
-    """True if `uri` is a file, or a prefix with something under it.
+def children(uri: str) -> list[str]:
+    """Names right below a prefix, files and prefixes alike, in order; empty if nothing is there.
 
     Raises:
         JobError: the store does not answer, or refuses.
     """
     files, path = filesystem(uri)
     try:
-        if files.get_file_info(path.rstrip("/")).type == pafs.FileType.File:
-            return True
-        return bool(files.get_file_info(pafs.FileSelector(path, allow_not_found=True)))
+        found = files.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+        return sorted(entry.base_name for entry in found if entry.base_name)
     except OSError as error:
         msg = f"{uri}: cannot be looked up: {error}; check the bucket's name, the credentials and the endpoint"
         raise JobError(msg) from error

@@ -34,6 +34,9 @@ class _Boundary(click.Group):
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(1)
+        except OSError as error:  # a folder that cannot be written, a disk that is full
+            click.echo(f"rayferry: error: {error}; see RAYFERRY_STATE and RAYFERRY_CACHE", err=True)
+            ctx.exit(1)
 
 
 @click.group(cls=_Boundary, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

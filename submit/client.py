@@ -215,6 +215,10 @@ class Cluster:
     def _translate(self, error: Exception, what: str) -> ClusterError:
         text = " ".join(str(error).split())
         if type(error).__name__ == "AuthenticationError":
+            path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+            if path and not Path(path).exists() and "RAY_AUTH_TOKEN" not in os.environ:
+                hint = 'if it was the local stack\'s: rayferry local up, then eval "$(rayferry local env)"'
+                return ClusterError(f"{self.url}: the token's file {path} is not there (RAY_AUTH_TOKEN_PATH); {hint}")
             hint = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
             return ClusterError(f"{self.url} asks for a token that it accepts (here: none, or a wrong one): {hint}")
         if "does not exist" in text and "404" in text:

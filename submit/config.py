@@ -52,11 +52,15 @@ def resolve_address(flag: str | None, job_file: str | None, environ: Mapping[str
         raise SpecError(msg)
     source, url = given[0]
     try:
-        is_http = urlsplit(url).scheme in {"http", "https"} and bool(urlsplit(url).hostname)
+        parts = urlsplit(url)
+        is_http = parts.scheme in {"http", "https"} and bool(parts.hostname)
     except ValueError:  # such as a bracket that is not closed
         is_http = False
     if not is_http:
         msg = f"{source}: {url!r} is not the address of a Jobs API; write http://HEAD:8265 (the dashboard's address)"
+        raise SpecError(msg)
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        msg = f"{source}: an address has no place for a password or a token; give http://HEAD:8265 alone"
         raise SpecError(msg)
     others = [f"{name}={other}" for name, other in given[1:] if other != url]
     note = f"{source} wins over {', '.join(others)}" if others and source in {"--address", "the job file"} else ""

@@ -5,12 +5,13 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from rayferry.job.errors import RayferryError
+from rayferry.job.layout import Layout
 from rayferry.job.spec import JobSpec
 from rayferry.submit import collect, report, s3
 from rayferry.submit.client import Cluster, JobInfo
 from rayferry.submit.config import Address
 from rayferry.submit.follow import failure_lines, follow, our_lines
-from rayferry.submit.preflight import preflight, require
+from rayferry.submit.preflight import PreflightError, preflight, require
 from rayferry.submit.request import SubmitRequest, build_request
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def submit(spec: JobSpec, address: Address, submission_id: str) -> tuple[Cluster
         if probe.outcome == "unknown":
             report.note(f"not checked: {probe.text}")
     require(probes)
+    _check_alone(clusters[0], spec, submission_id)
     request = build_request(spec, address.url, submission_id)
     try:
         clusters[0].submit(request)
@@ -50,6 +52,20 @@ def submit(spec: JobSpec, address: Address, submission_id: str) -> tuple[Cluster
         sys.exit(EXIT_DETACHED)
     report.note(f"submitted {submission_id} to {address.url}")
     return clusters[0], request
+
+
+def _check_alone(cluster: Cluster, spec: JobSpec, submission_id: str) -> None:
+    """Refuses an output that a job of this cluster is still writing.
+
+    Raises:
+        PreflightError: with that job's id.
+    """
+    output_uri = Layout(spec.output.uri).output_uri
+    for job in cluster.jobs():
+        name = job.submission_id
+        if job.output_uri == output_uri and not job.is_over and name != submission_id:
+            msg = f"{output_uri}: {name} is writing there; follow it: rayferry logs -f {name}, or stop it first"
+            raise PreflightError(msg)
 
 
 def wait(cluster: Cluster, submission_id: str, *, raw: bool = False, as_json: bool = False) -> int:

@@ -13,6 +13,7 @@ from rich.text import Text
 from rayferry.job.log import counted
 
 _MAX_CELL = 300
+_WIDTH = 400
 
 
 def note(message: str) -> None:
@@ -37,7 +38,10 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, to_stderr
     drawn = Table(*columns, show_lines=False, header_style="bold")
     for row in rows:
         drawn.add_row(*(Text(str("" if cell is None else cell)[:_MAX_CELL], overflow="fold") for cell in row))
-    Console(stderr=to_stderr, highlight=False).print(drawn)
+    console = Console(stderr=to_stderr, highlight=False)
+    if not console.is_terminal:
+        console.width = _WIDTH  # a script's grep must not meet a folded id
+    console.print(drawn)
 
 
 def summary(manifest: dict[str, Any]) -> str:

@@ -126,19 +126,19 @@ def test_no_draft_is_left_behind(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("uri", "there"),
+    ("uri", "names"),
     [
-        ("out/data/", True),
-        ("out/data", True),
-        ("out/data/a.parquet", True),
-        ("out", True),
-        ("out/err/", False),
-        ("o", False),
+        ("out/data/", ["a.parquet", "b.parquet"]),
+        ("out/data", ["a.parquet", "b.parquet"]),
+        ("out/", ["_meta", "data"]),
+        ("out/err/", []),
+        ("o/", []),
     ],
 )
-def test_a_file_or_a_prefix_with_something_under_it_exists(place, uri, there):
-    fill(place, "out/data/a.parquet")
-    assert storage.exists(f"{place}/{uri}") is there
+def test_children_are_the_names_right_below_a_prefix(place, uri, names):
+    for name in ("data/b.parquet", "data/a.parquet", "_meta/spec.json"):
+        fill(place, f"out/{name}")
+    assert storage.children(f"{place}/{uri}") == names
 
 
 def test_a_file_uri_is_a_path():
@@ -233,4 +233,4 @@ def test_a_bucket_that_is_not_public_refuses_an_anonymous_reader(bucket_uri):
 def test_wrong_credentials_are_told_when_looking_up(bucket_uri, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(JobError, match=r"cannot be looked up: .*check the bucket's name, the credentials"):
-        storage.exists(bucket_uri)
+        storage.children(bucket_uri)

@@ -241,8 +241,16 @@ def test_the_exit_code_is_that_of_the_job(rayferry, job_file, sent, status, driv
     if command == "logs":
         result = rayferry("logs", "-f", "job-1", "--address", sent.url)
     else:
+        sent.jobs.clear()
         result = rayferry("submit", job_file, "--address", sent.url)
     assert (result.exit_code, result.stdout) == (code, "")
+
+
+def test_an_output_that_a_job_is_still_writing_is_refused_with_that_jobs_id(rayferry, job_file, sent):
+    sent.statuses = ["RUNNING"]
+    result = rayferry("submit", job_file, "--address", sent.url)
+    assert (result.exit_code, result.stdout, list(sent.jobs)) == (1, "", ["job-1"])
+    assert "job-1 is writing there" in result.stderr
 
 
 def test_submit_without_waiting_prints_the_id_alone(rayferry, job_file, ray_api):
