@@ -1,0 +1,31 @@
+"""What commands share: their options, and the way to the cluster."""
+# ruff: noqa: PLC0415  # late imports: a fast --help
+
+import os
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rayferry.submit.client import Cluster
+    from rayferry.submit.config import Address
+
+address_option = click.option(
+    "--address", metavar="URL", help="The cluster's dashboard, such as http://127.0.0.1:8265."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+
+
+def address_of(flag: str | None, job_file: str | None = None) -> "Address":
+    """The cluster that a command is to use; see `resolve_address`."""
+    from rayferry.submit.config import resolve_address
+
+    return resolve_address(flag, job_file, os.environ)
+
+
+def cluster_of(flag: str | None) -> "Cluster":
+    """Its Jobs API, for a command that has no job file."""
+    address = address_of(flag)
+    from rayferry.submit.client import Cluster
+
+    return Cluster(address.url)
