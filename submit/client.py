@@ -2,13 +2,14 @@
 
 import logging
 import os
+import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import requests
 from ray.job_submission import JobSubmissionClient
@@ -16,7 +17,7 @@ from requests.exceptions import ChunkedEncodingError
 
 from rayferry.job.errors import RayferryError
 from rayferry.job.placement import Node, can_grow
-from rayferry.submit.config import ADDRESS_VARIABLES
+from rayferry.submit.config import ADDRESS_VARIABLES, Address
 from rayferry.submit.request import METADATA_PREFIX, SubmitRequest
 
 for _name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
@@ -116,14 +117,23 @@ class Cluster:
 
     def nodes(self) -> tuple[list[Node], bool]:
         """The nodes that are alive, and whether the cluster can start further ones."""
-        listing = self._get("/api/v0/nodes?detail=1&limit=10000", lambda value: value["data"]["result"]["result"])
+        listing = self._alive()
         status = self._get("/api/cluster_status", lambda value: value["data"].get("clusterStatus") or {})
-        alive = [
-            Node.from_ray(node["resources_total"] or {}, node.get("labels"))
-            for node in listing
-            if node["state"] == "ALIVE"
-        ]
+        alive = [Node.from_ray(node["resources_total"] or {}, node.get("labels")) for node in listing]
         return alive, can_grow(alive, status)
+
+    def is_here(self) -> bool:
+        """True if the head runs on this machine. Its address alone does not tell: a tunnel's end is on loopback too."""
+        if not Address(self.url, "").is_loopback:
+            return False
+        heads = [node["node_ip"] for node in self._alive() if node.get("is_head_node")]
+        return not heads or any(map(_is_of_this_machine, heads))
+
+    def _alive(self) -> list[dict[str, Any]]:
+        def living(value: Any) -> list[dict[str, Any]]:
+            return [node for node in value["data"]["result"]["result"] if node["state"] == "ALIVE"]
+
+        return cast("list[dict[str, Any]]", self._get("/api/v0/nodes?detail=1&limit=10000", living))
 
     def submit(self, request: SubmitRequest, sleep: Callable[[float], None] = time.sleep) -> None:
         """Uploads the package and starts the job, once, however often the request has to be repeated.
@@ -229,6 +239,15 @@ class Cluster:
         if any(f"status code {code}" in text for code in (502, 503, 504)):
             return UnreachableError(f"{self.url} is not ready: {text[:300]}")
         return ClusterError(f"{self.url} refused ({what}): {text[:500]}")
+
+
+def _is_of_this_machine(ip: str) -> bool:
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in ip else socket.AF_INET) as probe:
+            probe.bind((ip, 0))
+    except OSError:
+        return False
+    return True
 
 
 def _job_info(found: Any) -> JobInfo:

@@ -102,9 +102,7 @@ def conclude(cluster: Cluster, info: JobInfo, *, as_json: bool = False) -> int:
     """Tells how an ended job ended. Returns the exit code."""
     code = collect.exit_code(info)
     manifest, missing = _manifest(info)
-    # a path of another machine is not seen from here
-    is_here = s3.is_s3(info.output_uri or "") or Address(cluster.url, "").is_loopback
-    if code == 0 and isinstance(missing, s3.NotThereError) and is_here:
+    if code == 0 and isinstance(missing, s3.NotThereError) and _is_seen(cluster, info):
         report.note(f"{info.submission_id} ended well, but there is no manifest: {missing}")
         code = collect.EXIT_FAILED
     if code not in {0, collect.EXIT_TOO_MANY_ERRORS}:
@@ -148,6 +146,14 @@ def _manifest(info: JobInfo) -> tuple[dict[str, Any] | None, RayferryError | Non
     if manifest["submission_id"] != info.submission_id:
         return None, s3.NotThereError(f"{info.output_uri} holds the answers of {manifest['submission_id']}")
     return manifest, None
+
+
+def _is_seen(cluster: Cluster, info: JobInfo) -> bool:
+    """False if its output is a path of another machine."""
+    try:
+        return s3.is_s3(info.output_uri or "") or cluster.is_here()
+    except RayferryError:
+        return False
 
 
 def _tell_status(info: JobInfo) -> None:

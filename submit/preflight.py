@@ -3,7 +3,7 @@
 import importlib.metadata
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from rayferry.job.log import counted
 from rayferry.job.pipeline import check_ray
 from rayferry.job.placement import plan
 from rayferry.job.spec import JobSpec
-from rayferry.job.storage import is_data
+from rayferry.job.storage import children, is_data, list_files
 from rayferry.submit import s3
 from rayferry.submit.client import Cluster
 from rayferry.submit.config import Address
@@ -23,6 +23,10 @@ _LISTED = 1000  # as many as one request gives
 
 class PreflightError(RayferryError):
     """The job would fail: nothing was started."""
+
+
+class UnseenError(RayferryError):
+    """It cannot be seen from here; the job may well find it."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +54,14 @@ def preflight(spec: JobSpec, address: Address, connect: Callable[[], Cluster]) -
         address: the cluster's.
         connect: gives the client; called once, in a thread, as Ray takes a second to import.
     """
-    checks: list[tuple[str, Callable[[], str]]] = [
-        ("cluster", lambda: _cluster(spec, connect())),
-        ("input", lambda: _input(spec)),
-        ("output", lambda: _output(spec)),
-        ("model", lambda: _model(spec, address)),
-    ]
-    with ThreadPoolExecutor(len(checks)) as pool:
+    with ThreadPoolExecutor() as pool:
+        cluster = pool.submit(connect)
+        checks: list[tuple[str, Callable[[], str]]] = [
+            ("cluster", lambda: _cluster(spec, cluster.result())),
+            ("input", lambda: _input(spec, lambda: _is_here(address, cluster))),
+            ("output", lambda: _output(spec, lambda: _is_here(address, cluster))),
+            ("model", lambda: _model(spec, lambda: _is_here(address, cluster))),
+        ]
         return list(pool.map(_run, checks))
 
 
@@ -78,6 +83,8 @@ def _run(check: tuple[str, Callable[[], str]]) -> Probe:
         outcome, text = "ok", ask()
     except s3.NoAccessError as error:
         outcome, text = "unknown", f"{error}; the job will find out"
+    except UnseenError as error:
+        outcome, text = "unknown", str(error)
     except RayferryError as error:
         outcome, text = "failed", str(error)
     return Probe(name, outcome, text, time.monotonic() - start)
@@ -109,10 +116,26 @@ def _cluster(spec: JobSpec, cluster: Cluster) -> str:
     return f"{seen}; {placement.note}" if placement.note else seen
 
 
-def _input(spec: JobSpec) -> str:
+def _is_here(address: Address, cluster: "Future[Cluster]") -> bool:
+    """True if a path of the job file is to be looked up on this machine."""
+    if not address.is_loopback:
+        return False
+    try:
+        return cluster.result().is_here()
+    except RayferryError:  # its own check tells; without an answer the address decides
+        return True
+
+
+def _input(spec: JobSpec, is_here: Callable[[], bool]) -> str:
     uri = spec.input.uri
     if not s3.is_s3(uri):
-        return f"{uri}: a path on the cluster's nodes; the job will find out"
+        if not is_here():
+            msg = f"{uri}: a path on the cluster's nodes; the job will find out"
+            raise UnseenError(msg)
+        files = list_files(uri)
+        for path, _ in files:
+            spec.input.format_of(path)
+        return f"{uri}: {counted(len(files), 'file')}, {sum(size for _, size in files):,} bytes"
     found = s3.list_keys(uri, _LISTED, anonymous=spec.input.is_anonymous)
     root = "s3://" + "/".join(s3.split(uri)).rstrip("/")
     data = [
@@ -124,17 +147,21 @@ def _input(spec: JobSpec) -> str:
         spec.input.format_of(key)
     sizes = [size for _, size in data]
     if not sizes and len(found) >= _LISTED:
-        return f"{uri}: the first {_LISTED} objects hold no input; the job will find out"
+        msg = f"{uri}: the first {_LISTED} objects hold no input; the job will find out"
+        raise UnseenError(msg)
     if not sizes:
         msg = f"{uri}: no input there (no file that holds a byte); check input.uri"
         raise PreflightError(msg)
     return f"{uri}: {counted(len(sizes), 'file')}{' or more' if len(found) >= _LISTED else ''}, {sum(sizes):,} bytes"
 
 
-def _output(spec: JobSpec) -> str:
+def _output(spec: JobSpec, is_here: Callable[[], bool]) -> str:
     layout = Layout(spec.output.uri)
     if not s3.is_s3(layout.output_uri):
-        return f"{layout.output_uri}: a path on the cluster's nodes; the job will find out"
+        if not is_here():
+            msg = f"{layout.output_uri}: a path on the cluster's nodes; the job will find out"
+            raise UnseenError(msg)
+        return _output_here(layout)
     # A console makes an empty object of the folder's own name; a run that did not end well leaves its _meta/.
     found = [
         (key, size)
@@ -142,15 +169,28 @@ def _output(spec: JobSpec) -> str:
         if (key, size) != (layout.output_uri, 0) and (key == layout.manifest_uri or not key.startswith(layout.meta_uri))
     ]
     if found:
-        msg = f"{layout.output_uri} is not empty ({found[0][0]} is there); choose another output.uri, or empty it first"
-        raise PreflightError(msg)
+        raise _not_empty(layout, found[0][0])
     probe = f"{layout.meta_uri}.write-probe"
     s3.write_bytes(probe, b"")
     s3.delete(probe)
     return f"{layout.output_uri}: empty, and can be written"
 
 
-def _model(spec: JobSpec, address: Address) -> str:
+def _output_here(layout: Layout) -> str:
+    found = [name for name in children(layout.output_uri) if name != "_meta"]
+    found += [name for name in children(layout.meta_uri) if layout.manifest_uri.endswith("/" + name)]
+    if found:
+        raise _not_empty(layout, found[0])
+    return f"{layout.output_uri}: empty"
+
+
+def _not_empty(layout: Layout, found: str) -> PreflightError:
+    return PreflightError(
+        f"{layout.output_uri} is not empty ({found} is there); choose another output.uri, or empty it first"
+    )
+
+
+def _model(spec: JobSpec, is_here: Callable[[], bool]) -> str:
     model = spec.model
     if s3.is_s3(model):
         if not s3.list_keys(model.rstrip("/") + "/", 1):
@@ -161,12 +201,16 @@ def _model(spec: JobSpec, address: Address) -> str:
         msg = f"model {model!r}: means nothing on the cluster; give an absolute folder, a hub id or an s3:// prefix"
         raise PreflightError(msg)
     if model.startswith(("/", "file://")):
+        if not is_here():
+            msg = f"{model}: a folder on the cluster's nodes"
+            raise UnseenError(msg)
         path = Path(model.removeprefix("file://"))
-        if address.is_loopback and not path.exists():
+        if not path.exists():
             msg = f"model {model!r}: no such folder; give a folder of the cluster's nodes, a hub id or an s3:// prefix"
             raise PreflightError(msg)
-        if address.is_loopback and not (path / "config.json").exists():
+        if not (path / "config.json").exists():
             msg = f"model {model!r}: the folder holds no config.json, so it is no Hugging Face checkpoint"
             raise PreflightError(msg)
         return f"{model}: a folder on the cluster's nodes"
-    return f"{model}: a hub id; the replicas will fetch it"
+    msg = f"{model}: a hub id; the replicas will fetch it"
+    raise UnseenError(msg)

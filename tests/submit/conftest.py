@@ -153,6 +153,9 @@ class FakeCluster:
             raise answer
         return answer if isinstance(answer, JobInfo) else JobInfo(submission_id, answer, **self._end)
 
+    def is_here(self):
+        return "127.0.0.1" in self.url
+
     def logs(self, submission_id):
         answer = self.log[0] if len(self.log) == 1 else self.log.pop(0)
         if isinstance(answer, BaseException):
@@ -200,6 +203,7 @@ class RayApi:
             answer).
         statuses: what a job goes through, one a question; the last repeats.
         requests: (method, path) of all that came in.
+        on_start: called with the id of each job that starts.
     """
 
     url: str = ""
@@ -214,6 +218,7 @@ class RayApi:
     jobs: dict = field(default_factory=dict)
     packages: dict = field(default_factory=dict)
     asked: threading.Event = field(default_factory=threading.Event)
+    on_start: object = lambda _name: None
 
     def num(self, method, path):
         return sum(entry == (method, path) for entry in self.requests)
@@ -265,6 +270,7 @@ class RayApi:
             text = f"ValueError: Job with submission_id {name} already exists. Please use a different submission_id."
             return 500, "Traceback (most recent call last):\n" + text
         self.jobs[name] = {"sent": sent}
+        self.on_start(name)
         return 200, {"job_id": name, "submission_id": name}
 
     def _details(self, name):

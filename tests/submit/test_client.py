@@ -287,6 +287,25 @@ def test_a_cluster_that_can_grow_is_told_by_its_node_types(ray_api, status, auto
     assert Cluster(ray_api.url).nodes()[1] is autoscaling
 
 
+@pytest.mark.parametrize(
+    ("node", "here"),
+    [
+        ({}, True),
+        ({"is_head_node": True, "node_ip": "127.0.0.1"}, True),
+        ({"is_head_node": True, "node_ip": "192.0.2.1"}, False),
+        ({"is_head_node": True, "node_ip": "2001:db8::1"}, False),
+        ({"is_head_node": False, "node_ip": "192.0.2.1"}, True),
+    ],
+)
+def test_a_loopback_address_is_this_machine_unless_the_head_has_anothers_ip(ray_api, node, here):
+    ray_api.nodes = [{"state": "ALIVE", "resources_total": {}, **node}]
+    assert Cluster(ray_api.url).is_here() is here
+
+
+def test_the_real_cluster_is_on_this_machine(stack):
+    assert Cluster(stack.address).is_here()
+
+
 def test_the_real_cluster_does_not_know_a_job_that_was_never_sent(stack):
     with pytest.raises(NoSuchJobError):
         Cluster(stack.address).info("never-sent")

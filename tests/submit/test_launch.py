@@ -197,6 +197,11 @@ def test_nothing_is_sent_where_a_check_fails(job_data, place, ray_api):
     assert [entry for entry in ray_api.requests if entry[0] != "GET"] == []
 
 
+def test_what_could_not_be_seen_from_here_is_said_of_a_hub_id(spec, place, capsys):
+    launch.submit(spec, place, "job-1")
+    assert "not checked: org/model: a hub id; the replicas will fetch it" in capsys.readouterr().err
+
+
 def test_a_conflict_of_addresses_is_said(spec, ray_api, capsys):
     launch.submit(spec, Address(ray_api.url, "--address", "--address wins over RAY_ADDRESS=x"), "job-1")
     assert capsys.readouterr().err.splitlines()[0] == "--address wins over RAY_ADDRESS=x"

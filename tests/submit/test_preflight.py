@@ -21,14 +21,18 @@ class Asked:
 
     url = "http://head:8265"
 
-    def __init__(self, *nodes, version="2.60.0", autoscaling=False):
+    def __init__(self, *nodes, version="2.60.0", autoscaling=False, here=True):
         self._nodes, self._version, self._autoscaling = nodes or [Node(8)], version, autoscaling
+        self._here = here
 
     def version(self):
         return {"ray_version": self._version}
 
     def nodes(self):
         return self._nodes, self._autoscaling
+
+    def is_here(self):
+        return self._here
 
 
 @pytest.fixture
@@ -102,7 +106,7 @@ def test_a_cluster_that_is_away_fails_its_own_check_only(spec):
         raise UnreachableError("no cluster answers at http://head:8265")
 
     outcomes = [probe.outcome for probe in preflight(spec, HERE, away)]
-    assert outcomes == ["failed", "ok", "ok", "ok"]
+    assert outcomes == ["failed", "ok", "ok", "unknown"]
 
 
 def test_require_passes_what_is_ok_or_unknown():
@@ -114,9 +118,53 @@ def test_require_tells_every_failure():
         require([Probe("a", "failed", "one", 0), Probe("b", "ok", "", 0), Probe("c", "failed", "two", 0)])
 
 
-def test_paths_are_left_for_the_job_to_find(probe):
-    assert "the job will find out" in probe("input").text
-    assert "the job will find out" in probe("output").text
+@pytest.mark.parametrize("name", ["input", "output"])
+@pytest.mark.parametrize(("address", "here"), [(FAR, True), (HERE, False)], ids=["elsewhere", "through a tunnel"])
+def test_paths_of_another_machine_are_left_for_the_job_to_find(probe, name, address, here):
+    found = probe(name, address=address, cluster=Asked(here=here))
+    said = "a path on the cluster's nodes; the job will find out"
+    assert (found.outcome, found.text.endswith(said)) == ("unknown", True)
+
+
+@pytest.mark.parametrize("form", ["{}/prompts", "{}/prompts/", "{}/prompts/a.jsonl", "file://{}/prompts"])
+def test_a_path_to_input_on_this_machine_is_counted(probe, tmp_path, form):
+    found = probe("input", input={"uri": form.format(tmp_path)})
+    assert (found.outcome, found.text.endswith(": 1 file, 18 bytes")) == ("ok", True)
+
+
+@pytest.mark.parametrize("files", [[], ["empty/.hidden"], ["empty/_SUCCESS"]], ids=str)
+def test_a_path_to_no_input_on_this_machine_is_refused(probe, tmp_path, files):
+    for name in files:
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("x")
+    found = probe("input", input={"uri": f"{tmp_path}/empty"})
+    assert (found.outcome, "no input there" in found.text) == ("failed", True)
+
+
+def test_input_of_an_unknown_format_on_this_machine_is_refused(probe, tmp_path):
+    (tmp_path / "prompts" / "b.xyz").write_text("x")
+    assert probe("input").outcome == "failed"
+
+
+@pytest.mark.parametrize("files", [[], ["out/_meta/spec.json"]], ids=str)
+def test_a_path_to_an_empty_output_on_this_machine_passes(probe, tmp_path, files):
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("{}")
+    assert probe("output").outcome == "ok"
+
+
+@pytest.mark.parametrize("name", ["data", "_meta/manifest.json", "a.txt"])
+@pytest.mark.parametrize("form", ["{}/out", "file://{}/out/"])
+def test_a_path_to_an_output_on_this_machine_that_holds_something_is_refused(probe, tmp_path, name, form):
+    (tmp_path / "out" / name).mkdir(parents=True)
+    found = probe("output", output={"uri": form.format(tmp_path)})
+    assert (found.outcome, "is not empty" in found.text) == ("failed", True)
+
+
+def test_the_check_makes_no_folder(probe, tmp_path):
+    probe("output")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture
@@ -157,9 +205,10 @@ def test_input_that_is_not_there_is_refused(at, bucket_uri, objects, uri):
 @pytest.mark.parametrize(
     "before", [["in/.1", "in/.2", "in/_3"], ["in/1.empty", "in/2.empty", "in/3.empty"]], ids=["hidden", "empty"]
 )
-def test_input_that_comes_late_in_a_long_listing_is_found(at, monkeypatch, before):
+def test_input_that_comes_late_in_a_long_listing_is_left_for_the_job_to_find(at, monkeypatch, before):
     monkeypatch.setattr(preflight_module, "_LISTED", 2)
-    assert at("input", *before, "in/z.jsonl").outcome == "ok"
+    found = at("input", *before, "in/z.jsonl")
+    assert (found.outcome, found.text.endswith("hold no input; the job will find out")) == ("unknown", True)
 
 
 def test_input_of_more_files_than_are_listed_says_so(at, monkeypatch):
@@ -219,8 +268,9 @@ def test_a_models_folder_is_looked_at_where_the_head_is_this_machine(probe, tmp_
     assert probe("model", model=form.format(tmp_path)).outcome == outcome
 
 
-def test_a_models_folder_on_another_machine_is_not_looked_at(probe):
-    assert probe("model", model="/only/on/the/cluster", address=FAR).outcome == "ok"
+@pytest.mark.parametrize(("address", "here"), [(FAR, True), (HERE, False)], ids=["elsewhere", "through a tunnel"])
+def test_a_models_folder_on_another_machine_is_not_looked_at(probe, address, here):
+    assert probe("model", model="/only/on/the/cluster", address=address, cluster=Asked(here=here)).outcome == "unknown"
 
 
 @pytest.mark.parametrize("model", ["./m", "../m", "~/m"])
@@ -236,4 +286,5 @@ def test_a_model_by_a_path_that_means_nothing_on_the_cluster_is_refused(probe, t
 
 
 def test_a_hub_id_is_left_to_the_replicas(probe):
-    assert probe("model", model="org/model").text == "org/model: a hub id; the replicas will fetch it"
+    found = probe("model", model="org/model")
+    assert (found.outcome, found.text) == ("unknown", "org/model: a hub id; the replicas will fetch it")
