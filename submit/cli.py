@@ -22,7 +22,7 @@ class _Boundary(click.Group):
         try:
             return super().invoke(ctx)
         except RayferryError as error:
-            for line in str(error).splitlines():
+            for line in (*str(error).splitlines(), *getattr(error, "__notes__", ())):
                 click.echo(f"rayferry: error: {line}", err=True)
             ctx.exit(error.exit_code)
         except BrokenPipeError:

@@ -26,7 +26,7 @@ def status(submission_id: str, address: str | None, as_json: bool) -> None:
     if info.output_uri:
         report.note(f"output: {info.output_uri}")
     if info.message and info.status != "SUCCEEDED":
-        report.note(info.message.splitlines()[0].partition(", last available logs")[0])
+        report.note(info.message.splitlines()[0])
     report.datum(info.status)
 
 
@@ -104,7 +104,11 @@ def result(job_or_uri: str, address: str | None, as_json: bool) -> None:
     uri: str | None = job_or_uri
     info = None
     if "/" not in job_or_uri:
-        info = cluster_of(address).info(job_or_uri)
+        try:
+            info = cluster_of(address).info(job_or_uri)
+        except RayferryError as error:
+            error.add_note("the output URI in place of the id needs no cluster: rayferry result URI")
+            raise
         if not info.is_over:
             msg = f"{job_or_uri} is {info.status}; wait for it: rayferry logs -f {job_or_uri}"
             raise RayferryError(msg)
@@ -116,7 +120,8 @@ def result(job_or_uri: str, address: str | None, as_json: bool) -> None:
         manifest = collect.read_manifest(uri)
     except NotThereError as error:
         if info is None:
-            raise
+            msg = f"{error}; the job is not done (see: rayferry list), or its output URI is another"
+            raise RayferryError(msg) from error
         msg = f"{job_or_uri} is {info.status}, and there is no result; see: rayferry logs {job_or_uri}"
         raise RayferryError(msg) from error
     if "/" not in job_or_uri and manifest["submission_id"] != job_or_uri:

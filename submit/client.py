@@ -25,6 +25,11 @@ for _name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.
 
 _TIMEOUT_S = (5, 60)  # connect, read
 _SUBMIT_TRIES = 4
+# Source: `format_authentication_http_error` puts the first before a 401's and a 403's text, whoever sent it; the
+# second are what Ray's own `token_auth_middleware` sends (Ray 2.60).
+_REFUSED = ("Authentication required:", "Authentication failed:")
+_TOKEN_WORDS = ("Missing authentication token", "Invalid authentication token")
+_LOG_FOLLOWS = ", last available logs"  # and up to 20,000 characters of it, in Ray's message on a job that failed
 T = TypeVar("T")
 TERMINAL = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 
@@ -48,7 +53,7 @@ class JobInfo:
     Attributes:
         submission_id: its id.
         status: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED.
-        message: Ray's words on the status.
+        message: Ray's words on the status, without the log that it puts after them.
         exit_code: of the driver, once it ended by itself.
         start_ms: Unix time in milliseconds, or None.
         end_ms: likewise.
@@ -155,7 +160,7 @@ class Cluster:
                             runtime_env=env,
                             metadata=request.metadata,
                         ),
-                        "submit",
+                        request.submission_id,
                     )
                 except ClusterError as error:
                     if attempt and self._started(request):
@@ -225,20 +230,27 @@ class Cluster:
     def _translate(self, error: Exception, what: str) -> ClusterError:
         text = " ".join(str(error).split())
         if type(error).__name__ == "AuthenticationError":
-            path = os.environ.get("RAY_AUTH_TOKEN_PATH")
-            if path and not Path(path).exists() and "RAY_AUTH_TOKEN" not in os.environ:
-                hint = 'if it was the local stack\'s: rayferry local up, then eval "$(rayferry local env)"'
-                return ClusterError(f"{self.url}: the token's file {path} is not there (RAY_AUTH_TOKEN_PATH); {hint}")
-            hint = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
-            return ClusterError(f"{self.url} asks for a token that it accepts (here: none, or a wrong one): {hint}")
+            return self._not_let_in(str(error))
         if "does not exist" in text and "404" in text:
             return NoSuchJobError(f"{what}: {self.url} knows no such job; see: rayferry list")
         if "already exists" in text:
-            hint = "choose another, or follow it: rayferry logs -f"
+            hint = f"choose another, or follow it: rayferry logs -f {what}"
             return ClusterError(f"{self.url} has a job of this submission_id already; {hint}")
         if any(f"status code {code}" in text for code in (502, 503, 504)):
             return UnreachableError(f"{self.url} is not ready: {text[:300]}")
         return ClusterError(f"{self.url} refused ({what}): {text[:500]}")
+
+    def _not_let_in(self, text: str) -> ClusterError:
+        if text.startswith(_REFUSED) and not any(words in text for words in _TOKEN_WORDS):
+            hint = "check the address, and whether something before the dashboard asks for a login"
+            said = " ".join(text.partition("\n\n")[0].split())[:200]  # Ray's own advice on tokens follows
+            return ClusterError(f"{self.url} refused, but not as a Ray dashboard does ({said}); {hint}")
+        path = os.environ.get("RAY_AUTH_TOKEN_PATH")
+        if path and not Path(path).exists() and "RAY_AUTH_TOKEN" not in os.environ:
+            hint = 'if it was the local stack\'s: rayferry local up, then eval "$(rayferry local env)"'
+            return ClusterError(f"{self.url}: the token's file {path} is not there (RAY_AUTH_TOKEN_PATH); {hint}")
+        hint = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+        return ClusterError(f"{self.url} asks for a token that it accepts (here: none, or a wrong one): {hint}")
 
 
 def _is_of_this_machine(ip: str) -> bool:
@@ -254,7 +266,7 @@ def _job_info(found: Any) -> JobInfo:
     return JobInfo(
         submission_id=found.submission_id,
         status=str(getattr(found.status, "value", found.status)),
-        message=found.message or "",
+        message=(found.message or "").partition(_LOG_FOLLOWS)[0],
         exit_code=getattr(found, "driver_exit_code", None),  # an older Ray has none
         start_ms=found.start_time,
         end_ms=found.end_time,

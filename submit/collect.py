@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -78,7 +79,10 @@ def preview(uri: str, num_rows: int) -> pa.Table:
         if found:
             break
     if not found:
-        msg = f"{uri}: no Parquet files there; give an output URI, a prefix or a file"
+        hint = "give an output URI, a prefix or a file"
+        if not uri.startswith(("s3://", "/", "file:")):
+            hint = f"{hint}, as an s3:// URI or an absolute path (a relative one is looked for in {Path.cwd()})"
+        msg = f"{uri}: no Parquet files there; {hint}"
         raise s3.NotThereError(msg)
     tables: list[pa.Table] = []
     for path, _ in found[:_MAX_PREVIEW_FILES]:

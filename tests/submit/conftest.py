@@ -212,6 +212,7 @@ class RayApi:
     nodes: object = field(default_factory=lambda: [{"state": "ALIVE", "resources_total": {"CPU": 8.0}}])
     statuses: list = field(default_factory=lambda: ["SUCCEEDED"])
     driver_exit_code: int | None = None
+    message: str = ""
     log: str = "[rayferry] 10:00:00 hello\nnoise\n"
     faults: dict = field(default_factory=dict)
     requests: list = field(default_factory=list)
@@ -282,7 +283,7 @@ class RayApi:
             "driver_info": None,
             "status": self.statuses[0],
             "entrypoint": sent["entrypoint"],
-            "message": f"it is {self.statuses[0]}",
+            "message": self.message or f"it is {self.statuses[0]}",
             "error_type": None,
             "start_time": 1000 * (1 + list(self.jobs).index(name)),
             "end_time": None,

@@ -368,6 +368,19 @@ def test_result_by_uri_asks_no_cluster(rayferry, tmp_path, write_manifest):
     assert json.loads(rayferry("result", uri, "--json").stdout) == manifest
 
 
+def test_result_by_uri_where_none_is_says_what_to_do(rayferry, tmp_path):
+    result = rayferry("result", tmp_path)
+    assert (result.exit_code, "the job is not done (see: rayferry list)" in result.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("place", ["unknown there", "away", "not given"])
+def test_result_by_id_without_a_cluster_that_knows_it_says_that_the_uri_will_do(rayferry, ray_api, place):
+    url = {"unknown there": ray_api.url, "away": f"http://127.0.0.1:{free_ports(1)[0]}"}.get(place)
+    result = rayferry("result", "job-1", *(["--address", url] if url else []))
+    last = "rayferry: error: the output URI in place of the id needs no cluster: rayferry result URI"
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (1 if url else 2, last)
+
+
 def test_result_of_a_job_that_runs_is_exit_code_1(rayferry, sent):
     sent.statuses = ["RUNNING"]
     result = rayferry("result", "job-1", "--address", sent.url)

@@ -65,6 +65,17 @@ def test_a_refused_token_is_not_unreachable(ray_api, status):
 
 @pytest.mark.parametrize(
     ("status", "text"),
+    [(403, "<Error><Code>AccessDenied</Code></Error>"), (401, "sign in first"), (401, ""), (403, "")],
+)
+def test_a_refusal_that_is_not_of_ray_is_not_told_as_a_matter_of_tokens(ray_api, status, text):
+    ray_api.faults[("GET", "/api/version")] = [(status, text)]
+    with pytest.raises(ClusterError, match=f"{ray_api.url} refused, but not as a Ray dashboard does") as caught:
+        Cluster(ray_api.url)
+    assert "token" not in str(caught.value).lower()
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
     [
         (404, "not found"),
         (200, "<html>a web server</html>"),
@@ -186,10 +197,10 @@ def test_a_refusal_is_not_repeated(ray_api, request_of):
     assert ray_api.num("POST", JOBS) == 1
 
 
-def test_an_id_that_another_job_has_is_refused(ray_api, request_of):
+def test_an_id_that_another_job_has_is_refused_with_how_to_follow_it(ray_api, request_of):
     cluster = Cluster(ray_api.url)
     cluster.submit(request_of(ray_api.url))
-    with pytest.raises(ClusterError, match="has a job of this submission_id already"):
+    with pytest.raises(ClusterError, match=r"has a job of this submission_id already; .*: rayferry logs -f job-1$"):
         cluster.submit(request_of(ray_api.url), sleep=pytest.fail)
 
 
@@ -212,6 +223,13 @@ def test_a_job_comes_back_as_a_value(ray_api, request_of):
     cluster.submit(request)
     info = JobInfo("job-1", "SUCCEEDED", "it is SUCCEEDED", None, 1000, None, request.metadata)
     assert cluster.info("job-1") == info
+
+
+def test_the_log_that_ray_puts_into_its_message_is_cut(ray_api, request_of):
+    cluster = Cluster(ray_api.url)
+    cluster.submit(request_of(ray_api.url))
+    ray_api.message = "Job entrypoint command failed with exit code 1, last available logs (truncated):\nline\nline"
+    assert cluster.info("job-1").message == "Job entrypoint command failed with exit code 1"
 
 
 def test_a_job_tells_its_output_and_name(ray_api, request_of, job_data):

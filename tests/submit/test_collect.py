@@ -161,6 +161,12 @@ def test_a_preview_of_nothing_says_so(out):
         collect.preview(out, 10)
 
 
+def test_a_preview_of_nothing_at_a_relative_path_says_where_it_was_looked_for(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NotThereError, match=f"an s3:// URI or an absolute path .* looked for in {tmp_path}"):
+        collect.preview("out/", 10)
+
+
 @pytest.fixture
 def parquet():
     """Parquet bytes of one column."""
