@@ -1,5 +1,6 @@
 """What tests share: one local stack for the whole session, in a state folder of its own."""
 
+import atexit
 import os
 import secrets
 import shutil
@@ -14,6 +15,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Ray reads these when it is imported: the local stack's Ray keeps to the loopback address and asks for a token, and so
 # must a driver in this process. The token's file is where the stack will look for it.
 STATE = Path(tempfile.mkdtemp(prefix="rayferry-tests-"))
+atexit.register(shutil.rmtree, STATE, ignore_errors=True)  # not the fixture's to do: a session may go without it
 TOKEN = STATE / "local" / "auth_token"
 TOKEN.parent.mkdir(mode=0o700)
 TOKEN.write_text(secrets.token_hex(32))
@@ -41,7 +43,6 @@ def stack():
         local_stack.down()
         os.environ.clear()
         os.environ.update(before)
-        shutil.rmtree(STATE)
 
 
 @pytest.fixture
