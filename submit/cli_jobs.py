@@ -8,6 +8,8 @@ import click
 from rayferry.job.errors import RayferryError
 from rayferry.submit.cli_shared import address_option, cluster_of, json_option
 
+_POLL_S = 0.3
+
 
 @click.command()
 @click.argument("submission_id")
@@ -70,7 +72,7 @@ def stop(submission_id: str, address: str | None, timeout: float) -> None:
                     f"{submission_id} is still {info.status} after {timeout:g} s; see: rayferry status {submission_id}"
                 )
                 raise RayferryError(msg)
-            time.sleep(0.3)
+            time.sleep(_POLL_S)
     report.datum(info.status)
 
 

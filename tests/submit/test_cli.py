@@ -332,6 +332,13 @@ def test_stop_waits_for_the_end_and_prints_it(rayferry, sent):
     assert (result.exit_code, result.stdout) == (0, "STOPPED\n")
 
 
+def test_stop_goes_on_waiting_until_the_job_is_over(rayferry, sent):
+    sent.statuses = ["RUNNING", "RUNNING", "RUNNING", "RUNNING", "STOPPED"]
+    sent.faults[("POST", "/api/jobs/job-1/stop")] = [(200, '{"stopped": true}')]
+    result = rayferry("stop", "job-1", "--address", sent.url)
+    assert (result.exit_code, result.stdout, sent.num("GET", "/api/jobs/job-1")) == (0, "STOPPED\n", 5)
+
+
 def test_stop_of_a_job_that_is_over_asks_for_nothing(rayferry, sent):
     result = rayferry("stop", "job-1", "--address", sent.url)
     assert (result.stdout, sent.num("POST", "/api/jobs/job-1/stop")) == ("SUCCEEDED\n", 0)
