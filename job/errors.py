@@ -3,11 +3,15 @@
 RayferryError            something failed; its text is what the user reads
 ├── SpecError            the job file or a flag is wrong: exit code 2
 ├── JobError             the run cannot start or cannot go on: exit code 1
+│   └── TooManyErrorsError   so many rows failed that going on is of no use: exit code 3
 └── EngineError          the inference engine could not start, or died: exit code 1
 
 A row that fails is not an exception: it is a row in `errors/`.
 """
 
+from typing import TypeVar
+
+_Kind = TypeVar("_Kind", bound=BaseException)
 _MAX_CHARS = 1000
 # Empty exceptions that Ray Data hangs on what it raises, as its cause.
 _MARKERS = {"SystemException", "UserCodeException"}
@@ -33,8 +37,28 @@ class JobError(RayferryError):
     """The run could not start, or ended in a state that must not be called success."""
 
 
+class TooManyErrorsError(JobError):
+    """More rows failed than `max_error_rate` allows, whatever becomes of the rest."""
+
+    exit_code = 3
+
+
 class EngineError(RayferryError):
     """The inference engine could not start, or stopped working."""
+
+
+def cause_of(error: BaseException, kind: type[_Kind]) -> _Kind | None:
+    """The first of `kind` among `error` and all that it came of, or None."""
+    seen: set[int] = set()
+    waiting: list[object] = [error]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, BaseException) and id(one) not in seen:
+            seen.add(id(one))
+            if type(one) is kind:
+                return one
+            waiting += [getattr(one, "cause", None), one.__cause__, one.__context__]
+    return None
 
 
 def root_line(error: BaseException) -> str:

@@ -28,6 +28,11 @@ class Layout:
         return self.output_uri + "errors/"
 
     @property
+    def openai_uri(self) -> str:
+        """Results in OpenAI's form, as JSON lines, if they are asked for."""
+        return self.output_uri + "openai/"
+
+    @property
     def meta_uri(self) -> str:
         """What is known about the run."""
         return self.output_uri + "_meta/"
@@ -47,6 +52,6 @@ class Layout:
         """The job file as it ran."""
         return self.meta_uri + "spec.json"
 
-    def part_name(self, submission_id: str, index: int) -> str:
+    def part_name(self, submission_id: str, index: int, suffix: str = "parquet") -> str:
         """File name of one part: the same write task gets the same name, so that its retry replaces it."""
-        return f"{submission_id}-{index:06d}.parquet"
+        return f"{submission_id}-{index:06d}.{suffix}"

@@ -4,6 +4,7 @@ import hashlib
 import json
 import platform
 import time
+from collections import Counter
 from typing import Any
 
 import pyarrow as pa
@@ -12,12 +13,13 @@ import ray
 from rayferry.job import VERSION
 from rayferry.job.errors import JobError
 from rayferry.job.progress import Snapshot
+from rayferry.job.rows import STAGES
 from rayferry.job.sink import Part
 from rayferry.job.spec import JobSpec
 
 SCHEMA_VERSION = 1
 # Keys of the job file that change what a row's answer is.
-_ANSWER_KEYS = {"model", "revision", "task", "sampling"}
+_ANSWER_KEYS = {"model", "revision", "task", "sampling", "chat", "pooling", "lora"}
 # Engine arguments that only change how fast it comes.
 _SPEED_KEYS = {
     "tensor_parallel_size", "pipeline_parallel_size", "max_num_seqs", "max_num_batched_tokens", "load_format",
@@ -28,9 +30,10 @@ _SPEED_KEYS = {
 
 def fingerprint(spec: JobSpec, files: list[tuple[str, int]]) -> str:
     """Hash of all that decides the answers: model, revision, task, sampling, such engine arguments, and the input."""
-    content = spec.model_dump(mode="json", include=_ANSWER_KEYS)
+    content = spec.model_dump(mode="json", by_alias=True, include=_ANSWER_KEYS)
     content["engine"] = {key: value for key, value in spec.engine.to_kwargs().items() if key not in _SPEED_KEYS}
     content["input"] = spec.input.model_dump(mode="json", exclude={"anonymous"})
+    content["prompt_too_long"] = spec.on_error.prompt_too_long
     content["files"] = files
     return "sha256:" + hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -82,6 +85,8 @@ def build(
         "task": spec.task,
         "fingerprint": fingerprint(spec, files),
         "counts": counts,
+        "errors": _by_stage(parts),
+        "num_rescued": sum(part.num_rescued for part in parts),
         "max_error_rate": spec.on_error.max_error_rate,
         "tokens": {"input": sum(part.num_input_tokens for part in parts), "generated": generated},
         "seconds": {
@@ -101,6 +106,14 @@ def build(
             "vllm": now.vllm,
         },
     }
+
+
+def _by_stage(parts: list[Part]) -> dict[str, int]:
+    """Failed rows by the stage at which they failed, in the order of STAGES."""
+    found: Counter[str] = Counter()
+    for part in parts:
+        found.update(part.stages)
+    return {stage: found[stage] for stage in STAGES if found[stage]}
 
 
 def error_rate(manifest: dict[str, Any]) -> float:

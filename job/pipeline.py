@@ -4,14 +4,19 @@ import inspect
 import json
 import signal
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rayferry.job import RAY_FLOOR, storage
-from rayferry.job.errors import JobError
+from rayferry.job.errors import JobError, TooManyErrorsError, cause_of
 from rayferry.job.layout import Layout
 from rayferry.job.log import counted, say
 from rayferry.job.placement import Node, Placement, ReplicaGroups, can_grow, plan
+from rayferry.job.rows import data_schema
 from rayferry.job.spec import JobSpec, ReplicaRange
+
+if TYPE_CHECKING:
+    from rayferry.job.ids import Repeated
+    from rayferry.job.source import Input
 
 # Rows that should be with an engine at once: twice the most sequences that vLLM runs together by default.
 _ROWS_IN_FLIGHT = {"gpu": 2048, "cpu": 512}
@@ -56,30 +61,26 @@ def run(spec: JobSpec, submission_id: str, predictor: type | None = None) -> dic
 
     layout = Layout(spec.output.uri)
     _check_empty(layout)
-    files = storage.list_files(spec.input.uri, anonymous=spec.input.anonymous)
-    for path, _ in files:
-        spec.input.format_of(path)
+    found = source.look(spec)
+    _tell(spec, found)
 
     if not ray.is_initialized():
         on_sigterm = signal.getsignal(signal.SIGTERM)
         ray.init()
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own there
-    nodes = [Node.from_ray(node["Resources"], node.get("Labels")) for node in ray.nodes() if node["Alive"]]
-    placement = plan(spec, nodes, autoscaling=can_grow(nodes, _autoscaler_status()))
-    if placement.note:
-        say(placement.note)
+    placement = _place(spec)
     storage.write_bytes(layout.spec_uri, json.dumps(_told(spec), indent=1).encode())
-    board = progress.start_board()
+    num_files = len(found.files)
+    board = progress.start_board(num_files, found.num_bytes, spec.on_error.max_error_rate)
     groups = ReplicaGroups(placement.bundles)
-    parts = sink.PartsDatasink(layout, submission_id, spec.output.rows_per_part, board)
-    size = sum(size for _, size in files)
-    say(f"input: {counted(len(files), 'file')}, {size:,} bytes; model: {spec.model}; task: {spec.task}")
+    schema = data_schema(spec, found.columns.schema, openai=found.openai)
+    parts = sink.PartsDatasink(layout, submission_id, spec.output.rows_per_part, schema, board)
     _set_up_ray_data()
-    dataset = source.read(spec.input, files, board)
+    dataset = source.read(spec, found, board, _repeated_ids(spec, found))
     dataset = dataset.repartition(target_num_rows_per_block=spec.batch_size)
     dataset = dataset.map_batches(
         predictor or LLMPredictor,
-        fn_constructor_kwargs={"spec": spec, "device": placement.device, "progress": board},
+        fn_constructor_kwargs={"spec": spec, "device": placement.device, "progress": board, "openai": found.openai},
         batch_size=spec.batch_size,
         batch_format="pyarrow",
         ray_remote_args_fn=groups.as_remote_args_fn() if placement.bundles else None,
@@ -87,21 +88,62 @@ def run(spec: JobSpec, submission_id: str, predictor: type | None = None) -> dic
         **placement.actor_args,
     )
     try:
-        with progress.Reporter(board, layout.progress_uri, len(files), spec.output.preview_rows):
+        with progress.Reporter(board, layout.progress_uri, num_files, spec.output.preview_rows):
             dataset.write_datasink(parts)
     except Exception as error:
         now = ray.get(board.snapshot.remote())
-        if now.failure:  # told by the replica itself; Ray's error only quotes it
-            raise JobError(now.failure) from error
-        raise
+        # told by a write task or a replica itself; Ray's error only quotes it
+        told = cause_of(error, TooManyErrorsError) or (JobError(now.failure) if now.failure else None)
+        if told is None:
+            raise
+        raise told from error
     finally:
         groups.remove()
     now = ray.get(board.snapshot.remote())
+    if now.num_rescued:
+        say(f"{counted(now.num_rescued, 'row')} had values that fit no column: they are in rescued_data")
+    if not any(part.kind == "data" for part in parts.parts):
+        parts.write_empty()
     _check_alone(layout, [part.uri for part in parts.parts])
-    result = manifest.build(spec, submission_id, files=files, parts=parts.parts, now=now, started_at=started_at)
+    result = manifest.build(
+        spec, submission_id, files=found.identity, parts=parts.parts, now=now, started_at=started_at
+    )
     storage.write_bytes(layout.progress_uri, json.dumps(now.to_json()).encode())
     storage.write_bytes(layout.manifest_uri, json.dumps(result, indent=1).encode())
     return result
+
+
+def _place(spec: JobSpec) -> Placement:
+    import ray
+
+    nodes = [Node.from_ray(node["Resources"], node.get("Labels")) for node in ray.nodes() if node["Alive"]]
+    placement = plan(spec, nodes, autoscaling=can_grow(nodes, _autoscaler_status()))
+    if placement.note:
+        say(placement.note)
+    return placement
+
+
+def _repeated_ids(spec: JobSpec, found: "Input") -> "Repeated | None":
+    """The ids that come more than once, where rows name themselves."""
+    if not found.openai and spec.input.id_column is None:
+        return None
+    from rayferry.job import ids, source
+
+    repeated = ids.find_repeated(found.filesystem, found.files, source.RowMaker(spec, found).names)
+    if repeated:
+        say(f"ids: {counted(len(repeated), 'id')} come more than once; the first row of each keeps it, others fail")
+    return repeated
+
+
+def _tell(spec: JobSpec, found: "Input") -> None:
+    """What was found of the input, and what was decided about it."""
+    size = f"{counted(len(found.files), 'file')}, {found.num_bytes:,} bytes ({', '.join(sorted(found.formats))})"
+    say(f"input: {size}; model: {spec.model}; task: {spec.task}")
+    for name, (path, reason) in found.formats.items():
+        if reason:
+            say(f"input: {path} is read as {name}: {reason}")
+    for name, renamed in found.columns.renamed.items():
+        say(f"input: your column {name!r} is called {renamed!r} in the output, where {name!r} is ours")
 
 
 def _check_empty(layout: Layout) -> None:
@@ -116,7 +158,7 @@ def _check_empty(layout: Layout) -> None:
 def _check_alone(layout: Layout, uris: list[str]) -> None:
     """Refuses to call a run done into whose output another one wrote at the same time."""
     ours = {uri.rpartition("/")[2] for uri in uris}
-    there = {*storage.children(layout.data_uri), *storage.children(layout.errors_uri)}
+    there = {name for uri in (layout.data_uri, layout.errors_uri, layout.openai_uri) for name in storage.children(uri)}
     if there - ours:
         msg = (
             f"{layout.output_uri} holds {min(there - ours)}, which this run did not write: another one uses this output"
@@ -142,7 +184,7 @@ def _pool(spec: JobSpec, placement: Placement) -> dict[str, Any]:
 
 def _told(spec: JobSpec) -> dict[str, Any]:
     """The job file for readers of the output, who need not know the values of env_vars."""
-    told = spec.model_dump(mode="json")
+    told = spec.model_dump(mode="json", by_alias=True)
     told["runtime_env"]["env_vars"] = dict.fromkeys(spec.runtime_env.env_vars, "***")
     return told
 

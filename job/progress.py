@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 _LOG_EVERY_S = 10.0
 _SAVE_EVERY_S = 30.0
+# An estimate of the input's rows ends a run only on this much evidence, and with room for being wrong.
+_FEW_FAILURES = 100
+_ENOUGH_SEEN = 0.1
+_MARGIN = 1.25
 SCHEMA_VERSION = 1
 
 
@@ -34,6 +38,7 @@ class Snapshot:
         failed: rows in errors parts.
         num_input_tokens: prompt tokens of the rows in data parts.
         num_generated_tokens: generated tokens of those rows.
+        num_rescued: rows with something in `rescued_data`.
         load_s: seconds that each ready replica took to load its model.
         ready_at: when the first replica became ready, as `time.time()` of the driver's node, or None.
         vllm: version of vLLM, once a replica is ready.
@@ -47,6 +52,7 @@ class Snapshot:
     failed: int = 0
     num_input_tokens: int = 0
     num_generated_tokens: int = 0
+    num_rescued: int = 0
     load_s: list[float] = field(default_factory=list)
     ready_at: float | None = None
     vllm: str | None = None
@@ -66,23 +72,71 @@ class Snapshot:
         }
 
 
+@dataclass
+class _FileState:
+    num_rows: int
+    num_bytes: int
+
+
 class Board:
     """Collects. A message that comes twice, from a task tried again, counts once."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_files: int = 0, num_bytes: int = 0, max_error_rate: float = 1.0) -> None:
+        """Starts empty.
+
+        Args:
+            num_files: files that the input has.
+            num_bytes: their size together.
+            max_error_rate: share of failed rows that the run may have.
+        """
+        self._num_files = num_files
+        self._num_bytes = num_bytes
+        self._max_error_rate = max_error_rate
         self._files: dict[str, int] = {}
+        self._partly: dict[str, _FileState] = {}
         self._parts: dict[str, list[dict[str, Any]]] = {}
         self._now = Snapshot()
 
-    def file_read(self, path: str, num_rows: int) -> None:
+    def file_read(self, path: str, num_rows: int, num_bytes: int = 0) -> None:
         """A file was read to its end."""
         self._files[path] = num_rows
+        self._partly[path] = _FileState(num_rows, num_bytes)
 
-    def parts_written(self, name: str, parts: list[dict[str, Any]], preview: list[dict[str, str]]) -> None:
-        """A write task finished with these parts."""
+    def file_partly_read(self, path: str, num_rows: int, num_bytes: int) -> None:
+        """So many rows came from so many of a file's bytes."""
+        if path not in self._files:
+            self._partly[path] = _FileState(num_rows, num_bytes)
+
+    def parts_written(self, name: str, parts: list[dict[str, Any]], preview: list[dict[str, str]]) -> str | None:
+        """A write task finished with these parts.
+
+        Returns:
+            Why it is of no use to go on, or None.
+        """
         self._parts[name] = parts
         if not self._now.preview:
             self._now.preview = preview
+        return self._hopeless()
+
+    def _hopeless(self) -> str | None:
+        failed = sum(part["num_rows"] for parts in self._parts.values() for part in parts if part["kind"] == "errors")
+        if not failed or self._max_error_rate >= 1:
+            return None
+        whole = len(self._files) >= self._num_files
+        if whole:
+            total: float = sum(self._files.values())
+        else:
+            seen = sum(file.num_bytes for file in self._partly.values())
+            if failed < _FEW_FAILURES or seen < _ENOUGH_SEEN * self._num_bytes:
+                return None
+            total = _MARGIN * sum(file.num_rows for file in self._partly.values()) * self._num_bytes / seen
+        if failed <= self._max_error_rate * total:
+            return None
+        about = f"{total:,.0f}" if whole else f"at most about {total:,.0f}"
+        return (
+            f"stopped early: {failed:,} of {about} rows failed, more than max_error_rate ({self._max_error_rate:.1%}) "
+            "whatever becomes of the rest; see errors/, or raise on_error.max_error_rate"
+        )
 
     def replica_ready(self, load_s: float, vllm: str) -> None:
         """A replica has its model."""
@@ -102,15 +156,16 @@ class Board:
         parts = [part for parts in self._parts.values() for part in parts]
         now.succeeded = sum(part["num_rows"] for part in parts if part["kind"] == "data")
         now.failed = sum(part["num_rows"] for part in parts if part["kind"] == "errors")
+        now.num_rescued = sum(part.get("num_rescued", 0) for part in parts)
         now.num_input_tokens = sum(part["num_input_tokens"] for part in parts)
         now.num_generated_tokens = sum(part["num_generated_tokens"] for part in parts)
         return now
 
 
-def start_board() -> "ActorHandle[Any]":
-    """Starts the board on the driver's own node, where no spot instance is taken away under it."""
+def start_board(num_files: int = 0, num_bytes: int = 0, max_error_rate: float = 1.0) -> "ActorHandle[Any]":
+    """Starts the board on the driver's own node, where no spot instance is taken away under it; see `Board`."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
+    return ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote(num_files, num_bytes, max_error_rate)
 
 
 class Reporter:
@@ -158,7 +213,8 @@ class Reporter:
                 say(f"{ready} replica{'s' * (ready > 1)} ready (model loaded in {max(now.load_s):.0f} s)")
             if now.preview and not last.preview and self._preview_rows:
                 for row in now.preview[: self._preview_rows]:
-                    say(f"preview: {row['prompt']!r} -> {row['generated_text']!r}")
+                    prompt, *answer = row.values()
+                    say(f"preview: {prompt!r} -> {', '.join(map(repr, answer))}")
             if time.monotonic() - logged >= _LOG_EVERY_S and now.succeeded + now.failed:
                 logged = time.monotonic()
                 say(describe(now, self._num_files, time.time))

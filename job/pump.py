@@ -4,19 +4,38 @@ import queue
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+from rayferry.job.calls import Call
 from rayferry.job.errors import EngineError
 
 
 class RefusedError(Exception):
-    """The engine will not take this request: too long, no prompt, a template that fails. Its cause says why."""
+    """The engine will not take this request: too long, no prompt, a template that fails.
+
+    Its text is the stage at which it failed, its cause says why.
+    """
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What an engine that takes requests in one go has for one of them.
+
+    Attributes:
+        request_id: the request's.
+        outcome: vLLM's output, or the `RefusedError` with which it was refused late.
+    """
+
+    request_id: str
+    outcome: Any
+    finished: bool = True
 
 
 class Engine(Protocol):
     """What the pump needs of an engine. Anything but `RefusedError` that it raises means that it is dead."""
 
-    def add(self, prompt: str) -> str:
+    def add(self, call: Call) -> str:
         """Queues a request and gives its id.
 
         Raises:
@@ -24,19 +43,22 @@ class Engine(Protocol):
         """
 
     def step(self) -> list[Any]:
-        """Runs one iteration; gives the outputs that it brought, each with `request_id` and `finished`."""
+        """Runs one iteration; gives the outputs that it brought, each with `request_id` and `finished`.
+
+        They are vLLM's own, or `Settled`.
+        """
 
     def is_busy(self) -> bool:
         """True while `step` has work."""
 
 
 class _Batch:
-    """Prompts handed over together; its future is done when the last of them is."""
+    """Calls handed over together; its future is done when the last of them is."""
 
-    def __init__(self, prompts: Sequence[str]) -> None:
-        self.prompts = prompts
-        self.outcomes: list[Any] = [None] * len(prompts)
-        self.left = len(prompts)
+    def __init__(self, calls: Sequence[Call]) -> None:
+        self.calls = calls
+        self.outcomes: list[Any] = [None] * len(calls)
+        self.left = len(calls)
         self.future: Future[list[Any]] = Future()
         self.future.set_running_or_notify_cancel()  # a caller that gives up must not make `settle` fail
 
@@ -65,21 +87,21 @@ class Pump:
         self._thread = threading.Thread(target=self._run, name="rayferry-pump", daemon=True)
         self._thread.start()
 
-    def submit(self, prompts: Sequence[str]) -> "Future[list[Any]]":
+    def submit(self, calls: Sequence[Call]) -> "Future[list[Any]]":
         """Hands a batch over and returns at once.
 
         Returns:
-            A future of one outcome per prompt, in order: the engine's final output, or the exception for which
-            it refused the prompt.
+            A future of one outcome per call, in order: the engine's final output, or the `RefusedError`
+            with which it refused the call.
 
         Raises:
             EngineError: (by the future) the engine died.
         """
-        batch = _Batch(prompts)
+        batch = _Batch(calls)
         with self._lock:
             if self._dead is not None:
                 batch.future.set_exception(self._dead)
-            elif not prompts:
+            elif not calls:
                 batch.future.set_result([])
             else:
                 self._incoming.put(batch)
@@ -96,7 +118,7 @@ class Pump:
                 for output in self._engine.step():
                     if output.finished:
                         batch, index = self._running.pop(output.request_id)
-                        batch.settle(index, output)
+                        batch.settle(index, output.outcome if isinstance(output, Settled) else output)
         except BaseException as error:  # noqa: BLE001  # whatever it is, nobody may be left waiting
             self._fail(error)
 
@@ -111,11 +133,11 @@ class Pump:
                 self._closing = True
                 continue
             self._admitting = batch
-            for index, prompt in enumerate(batch.prompts):
+            for index, call in enumerate(batch.calls):
                 try:
-                    self._running[self._engine.add(prompt)] = (batch, index)
+                    self._running[self._engine.add(call)] = (batch, index)
                 except RefusedError as refusal:
-                    batch.settle(index, refusal.__cause__ or refusal)
+                    batch.settle(index, refusal)
             self._admitting = None
 
     def _fail(self, error: BaseException) -> None:

@@ -1,39 +1,28 @@
 """The columns that travel between source, predictor and sink, and how a failed row is written in them."""
 
 import json
-import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 
-# What the source makes of one input row. `stage`, `error_type` and `error` are null for a good row.
+from rayferry.job.spec import GENERATING, JobSpec
+
+# What the source makes of one input row, before the input's own columns. `stage` is null for a good row.
 SOURCE_SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
         pa.field("source_uri", pa.string(), nullable=False),
         pa.field("position", pa.int64(), nullable=False),
         pa.field("prompt", pa.string()),
+        # what the engine is asked beyond the plain prompt, as JSON (see `calls`)
+        pa.field("request", pa.string()),
         pa.field("stage", pa.string()),
         pa.field("error_type", pa.string()),
         pa.field("error", pa.string()),
         pa.field("raw", pa.string()),
-        # The input's own columns, as `pack` packs them: Ray merges blocks, and types that differ would end the run.
-        pa.field("own", pa.binary()),
     ]
 )
-# What the predictor adds.
-ANSWER_SCHEMA = pa.schema(
-    [
-        pa.field("generated_text", pa.string()),
-        pa.field("finish_reason", pa.string()),
-        pa.field("num_input_tokens", pa.int64()),
-        pa.field("num_generated_tokens", pa.int64()),
-        pa.field("model", pa.string()),
-    ]
-)
-# data/: these first, then the input's own columns.
-DATA_COLUMNS = ("id", "prompt", *ANSWER_SCHEMA.names)
 # errors/: exactly these.
 ERROR_SCHEMA = pa.schema(
     [
@@ -41,22 +30,82 @@ ERROR_SCHEMA = pa.schema(
         pa.field("raw", pa.string()),
     ]
 )
-RESERVED = {*DATA_COLUMNS}
-_RAW_CHARS = 4096
-_MAX_DEPTH = 16
+# Where a row can fail, in the order in which it meets them.
+STAGES = ("read", "decode", "parse", "template", "tokenize", "length", "engine", "write")
+# The input's own columns that do not fit the columns found at the start of the run, as JSON.
+RESCUED = "rescued_data"
+# A response in OpenAI's form; the sink writes it to openai/ and not to data/.
+RESPONSE = "_response"
+RAW_CHARS = 4096
+
+_VECTOR = pa.list_(pa.float32())
+_LOGPROB = [("token", pa.string()), ("token_id", pa.int64()), ("logprob", pa.float64())]
+_LOGPROBS = pa.list_(pa.struct([*_LOGPROB, ("top", pa.list_(pa.struct(_LOGPROB)))]))
+_OUTPUT = pa.struct(
+    [
+        ("text", pa.string()),
+        ("finish_reason", pa.string()),
+        ("num_generated_tokens", pa.int64()),
+        ("logprobs", _LOGPROBS),
+    ]
+)
 
 
-def failure(stage: str, error_type: str, error: str) -> dict[str, str]:
-    """The three columns that say why a row failed."""
-    return {"stage": stage, "error_type": error_type, "error": error}
+class RowError(Exception):
+    """A row that cannot be answered.
+
+    Attributes:
+        stage: where it failed, one of STAGES.
+        error_type: the kind of failure.
+    """
+
+    def __init__(self, stage: str, error_type: str, message: str) -> None:
+        super().__init__(message)
+        self.stage = stage
+        self.error_type = error_type
+
+    def columns(self) -> dict[str, str]:
+        """The three columns that say why the row failed."""
+        return {"stage": self.stage, "error_type": self.error_type, "error": clean(str(self))}
 
 
-def raw_text(row: Mapping[str, Any]) -> str:
-    """An input row for the `raw` column: JSON, cut to 4,096 characters."""
-    return json.dumps(row, ensure_ascii=False, default=str)[:_RAW_CHARS]
+def answer_schema(spec: JobSpec, *, openai: bool) -> pa.Schema:
+    """What the predictor adds for this job; the same for every part of it.
+
+    Args:
+        spec: the job.
+        openai: the input is OpenAI batch lines.
+    """
+    fields: list[tuple[str, pa.DataType]]
+    if spec.task in GENERATING:
+        fields = [
+            ("generated_text", pa.string()),
+            ("finish_reason", pa.string()),
+            ("num_input_tokens", pa.int64()),
+            ("num_generated_tokens", pa.int64()),
+        ]
+        sampling = spec.sampling
+        # anything that one text cannot hold; a row's own sampling may ask for it too
+        if (sampling.n or 1) > 1 or sampling.logprobs is not None or spec.input.sampling_column or openai:
+            fields.append(("outputs", pa.list_(_OUTPUT)))
+    elif spec.task == "embed":
+        fields = [("embedding", _VECTOR), ("num_input_tokens", pa.int64())]
+        if openai:
+            fields.append(("embeddings", pa.list_(_VECTOR)))
+    elif spec.task == "classify":
+        fields = [("label", pa.string()), ("probs", _VECTOR), ("num_input_tokens", pa.int64())]
+    else:
+        fields = [("score", pa.float64()), ("num_input_tokens", pa.int64())]
+    return pa.schema([*fields, ("model", pa.string())])
 
 
-def own_name(column: str) -> str:
+def data_schema(spec: JobSpec, own: pa.Schema, *, openai: bool) -> pa.Schema:
+    """The columns of data/: the same in every part of a run."""
+    ours = [SOURCE_SCHEMA.field("id"), SOURCE_SCHEMA.field("prompt")]
+    return pa.schema([*ours, *answer_schema(spec, openai=openai), *own])
+
+
+def own_name(column: str, reserved: set[str]) -> str:
     """The name that an input column has in the output: its own, or `input_<name>` where ours has it.
 
     Two columns never get one name: what looks like such a name gets a further `input_`.
@@ -64,48 +113,37 @@ def own_name(column: str) -> str:
     bare = column
     while bare.startswith("input_"):
         bare = bare.removeprefix("input_")
-    return f"input_{column}" if bare in RESERVED else column
+    return f"input_{column}" if bare in reserved else column
 
 
-def pack(own: Mapping[str, Any]) -> bytes:
-    """The own columns of a row as one value."""
-    return pickle.dumps(own)
+def reserved_names(answers: pa.Schema) -> set[str]:
+    """The names of data/ that are ours: an input column of such a name gets another."""
+    return {"id", "prompt", RESCUED, *SOURCE_SCHEMA.names, RESPONSE, *answers.names}
 
 
-def unpack(packed: pa.ChunkedArray) -> dict[str, pa.Array]:
-    """The own columns of rows, in order of appearance."""
-    return own_columns([pickle.loads(own) if own else {} for own in packed.to_pylist()])  # noqa: S301  # our own
-
-
-def own_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, pa.Array]:
-    """Rows as columns, in order of appearance; one that Parquet cannot hold is kept as JSON text."""
-    names: dict[str, None] = {}
-    for row in rows:
-        names |= dict.fromkeys(row)
-    return {name: _column([row.get(name) for row in rows]) for name in names}
-
-
-def to_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Rows of the source as a table: SOURCE_SCHEMA's columns, then any further ones."""
-    further = own_columns([{name: row[name] for name in row if name not in SOURCE_SCHEMA.names} for row in rows])
-    ours = {field.name: pa.array([row.get(field.name) for row in rows], field.type) for field in SOURCE_SCHEMA}
-    return pa.table(ours | further)
-
-
-def _column(values: list[Any]) -> pa.Array:
+def json_text(value: object) -> str:
+    """A value as JSON text; what JSON has no form for as its text, and broken characters replaced."""
     try:
-        column = pa.array(values)
-        if pa.types.is_null(column.type):
-            return column.cast(pa.string())  # readers can make any type of it, should other parts have one
-        if _is_writable(column.type):
-            return column
-    except (pa.ArrowException, OverflowError):
-        pass  # no common type
-    return pa.array([None if v is None else json.dumps(v, ensure_ascii=False, default=str) for v in values])
+        text = json.dumps(value, ensure_ascii=False, default=_plain)
+    except (RecursionError, ValueError, TypeError):
+        text = '"a value nested too deeply, or not to be written as JSON"'
+    return clean(text)
 
 
-def _is_writable(kind: pa.DataType, depth: int = 0) -> bool:
-    """False for what Parquet has no form for: a struct without fields, or nesting past all sense."""
-    if depth > _MAX_DEPTH or (pa.types.is_struct(kind) and not kind.num_fields):
-        return False
-    return all(_is_writable(kind.field(index).type, depth + 1) for index in range(kind.num_fields))
+def clean(text: str) -> str:
+    """Text as UTF-8 can hold it: lone surrogates are replaced."""
+    return text.encode(errors="replace").decode()
+
+
+def raw_text(row: Mapping[str, Any]) -> str:
+    """An input row for the `raw` column: JSON, cut to 4,096 characters."""
+    return json_text({name: _short(value) for name, value in row.items()})[:RAW_CHARS]
+
+
+def _short(value: object) -> object:
+    """A long text or binary value cut before it is made into JSON only to be cut there."""
+    return value[:RAW_CHARS] if isinstance(value, str | bytes) else value
+
+
+def _plain(value: object) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

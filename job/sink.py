@@ -1,8 +1,11 @@
 """Rows out: good ones to data/, failed ones to errors/, as Parquet parts that appear whole or not at all."""
 
 import hashlib
+import json
+import re
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -13,13 +16,16 @@ from ray.data import Datasink
 from ray.data.block import BlockAccessor
 
 from rayferry.job import storage
+from rayferry.job.errors import TooManyErrorsError
 from rayferry.job.layout import Layout
-from rayferry.job.rows import DATA_COLUMNS, ERROR_SCHEMA, unpack
+from rayferry.job.openai_batch import result_line
+from rayferry.job.rows import ERROR_SCHEMA, RESCUED, RESPONSE
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
 _PREVIEW_CHARS = 200
+_CUSTOM_ID = re.compile(r'"custom_id"\s*:\s*("(?:[^"\\]|\\.)*")')
 _PREVIEW_ROWS = 10  # the most that the job file may ask for
 
 
@@ -29,12 +35,14 @@ class Part:
 
     Attributes:
         uri: where it is.
-        kind: `data` or `errors`.
+        kind: `data`, `errors` or `openai`.
         num_rows: rows in it.
         num_bytes: its size.
         sha256: of its bytes, in hex.
         num_input_tokens: prompt tokens of its rows.
         num_generated_tokens: generated tokens of its rows.
+        stages: of an errors part, its rows by the stage at which they failed.
+        num_rescued: rows of a data part that have something in `rescued_data`.
     """
 
     uri: str
@@ -42,12 +50,14 @@ class Part:
     num_rows: int
     num_bytes: int
     sha256: str
-    num_input_tokens: int
-    num_generated_tokens: int
+    num_input_tokens: int = 0
+    num_generated_tokens: int = 0
+    stages: dict[str, int] = field(default_factory=dict)
+    num_rescued: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """The part as JSON values."""
-        return asdict(self)
+        """The part as JSON values, without what does not apply to its kind."""
+        return {name: value for name, value in asdict(self).items() if value or name not in {"stages", "num_rescued"}}
 
 
 class PartsDatasink(Datasink[list[Part]]):  # type: ignore[misc]  # ray.data has no types for it
@@ -57,11 +67,26 @@ class PartsDatasink(Datasink[list[Part]]):  # type: ignore[misc]  # ray.data has
     """
 
     def __init__(
-        self, layout: Layout, submission_id: str, rows_per_part: int, progress: "ActorHandle[Any] | None" = None
+        self,
+        layout: Layout,
+        submission_id: str,
+        rows_per_part: int,
+        schema: pa.Schema,
+        progress: "ActorHandle[Any] | None" = None,
     ) -> None:
+        """Keeps what every task needs.
+
+        Args:
+            layout: the run's places.
+            submission_id: the Ray job that writes.
+            rows_per_part: rows gathered before a part is written.
+            schema: exactly the columns of data/; with `rows.RESPONSE` among a task's own, openai/ is written too.
+            progress: told of every part; may say that the run is hopeless.
+        """
         self._layout = layout
         self._submission_id = submission_id
         self._rows_per_part = rows_per_part
+        self._schema = schema
         self._progress = progress
         self.parts: list[Part] = []
 
@@ -71,57 +96,87 @@ class PartsDatasink(Datasink[list[Part]]):  # type: ignore[misc]  # ray.data has
         return self._rows_per_part
 
     def write(self, blocks: Iterable[Any], ctx: Any) -> list[Part]:
-        """Runs on a node; a task that is tried again writes the same names again."""
+        """Runs on a node; a task that is tried again writes the same names again.
+
+        Raises:
+            TooManyErrorsError: so many rows have failed that the run cannot end well any more.
+        """
         tables = [BlockAccessor.for_block(block).to_arrow() for block in blocks]
         tables = [table for table in tables if table.num_rows]
         if not tables:
             return []
-        table = pa.concat_tables(tables, promote_options="permissive")
+        table = pa.concat_tables(tables)
         good = pc.is_null(table.column("stage"))
         name = self._layout.part_name(self._submission_id, ctx.task_idx)
         parts = []
-        data = data_columns(table.filter(good))
+        data = table.filter(good).select(self._schema.names).cast(self._schema)
         if data.num_rows:
             parts.append(_write(self._layout.data_uri + name, "data", data))
         errors = table.filter(pc.invert(good)).select(ERROR_SCHEMA.names).cast(ERROR_SCHEMA)
         if errors.num_rows:
             parts.append(_write(self._layout.errors_uri + name, "errors", errors))
+        if RESPONSE in table.column_names:
+            lines = self._layout.part_name(self._submission_id, ctx.task_idx, "jsonl")
+            parts.append(_write_lines(self._layout.openai_uri + lines, table))
         if self._progress is not None:
-            ray.get(self._progress.parts_written.remote(name, [part.to_json() for part in parts], _preview(data)))
+            told = [part.to_json() for part in parts]
+            hopeless = ray.get(self._progress.parts_written.remote(name, told, _preview(data)))
+            if hopeless:
+                raise TooManyErrorsError(hopeless)
         return parts
+
+    def write_empty(self) -> None:
+        """Writes a part without rows, so that there is always one to read."""
+        name = self._layout.part_name(self._submission_id, 0)
+        self.parts.append(_write(self._layout.data_uri + name, "data", self._schema.empty_table()))
 
     def on_write_complete(self, write_result: Any) -> None:
         """Runs on the driver: keeps what every task returned."""
         self.parts = [part for parts in write_result.write_returns for part in parts or []]
 
 
-def data_columns(table: pa.Table) -> pa.Table:
-    """Good rows as readers see them: `rows.DATA_COLUMNS`, then the input's own columns."""
-    data = table.select([*DATA_COLUMNS])
-    for name, column in unpack(table.column("own")).items():
-        data = data.append_column(name, column)
-    return data
-
-
 def _write(uri: str, kind: str, table: pa.Table) -> Part:
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd")
-    content = buffer.getvalue().to_pybytes()
-    storage.write_bytes(uri, content)
-    tokens = {
-        name: int(pc.sum(table.column(name)).as_py() or 0) if name in table.column_names else 0
+    further: dict[str, Any] = {
+        name: int(pc.sum(table.column(name)).as_py() or 0)
         for name in ("num_input_tokens", "num_generated_tokens")
+        if name in table.column_names
     }
-    return Part(
-        uri=uri,
-        kind=kind,
-        num_rows=table.num_rows,
-        num_bytes=len(content),
-        sha256=hashlib.sha256(content).hexdigest(),
-        **tokens,
-    )
+    if kind == "errors":
+        further["stages"] = dict(Counter(table.column("stage").to_pylist()))
+    elif RESCUED in table.column_names:
+        further["num_rescued"] = table.num_rows - table.column(RESCUED).null_count
+    return _put(uri, kind, table.num_rows, buffer.getvalue().to_pybytes(), further)
+
+
+def _write_lines(uri: str, table: pa.Table) -> Part:
+    rows = table.select(["id", "position", "stage", "error_type", "error", "raw", RESPONSE]).to_pylist()
+    lines = [
+        result_line(row["id"], _custom_id(row), row[RESPONSE], row if row["stage"] is not None else None) + "\n"
+        for row in rows
+    ]
+    return _put(uri, "openai", len(lines), "".join(lines).encode(), {})
+
+
+def _custom_id(row: dict[str, Any]) -> str | None:
+    """The line's own `custom_id`: a row that failed early has an id by its place, and may not have one at all."""
+    if row["stage"] not in {"read", "decode", "parse"} or not row["id"].endswith(f":{row['position']}"):
+        return str(row["id"])
+    found = _CUSTOM_ID.search(row["raw"] or "")
+    try:
+        return str(json.loads(found[1])) if found else None
+    except ValueError:
+        return None
+
+
+def _put(uri: str, kind: str, num_rows: int, content: bytes, further: dict[str, Any]) -> Part:
+    storage.write_bytes(uri, content)
+    sha256 = hashlib.sha256(content).hexdigest()
+    return Part(uri=uri, kind=kind, num_rows=num_rows, num_bytes=len(content), sha256=sha256, **further)
 
 
 def _preview(data: pa.Table) -> list[dict[str, str]]:
-    first = data.select(["prompt", "generated_text"]).slice(0, _PREVIEW_ROWS).to_pylist()
-    return [{name: value[:_PREVIEW_CHARS] for name, value in row.items()} for row in first]
+    names = ["prompt", *(name for name in ("generated_text", "label", "score") if name in data.column_names)]
+    first = data.select(names).slice(0, _PREVIEW_ROWS).to_pylist()
+    return [{name: str(value)[:_PREVIEW_CHARS] for name, value in row.items()} for row in first]

@@ -1,149 +1,25 @@
 """The job file as a typed value: what `rayferry submit` reads and what travels as `spec.json`."""
 
-import difflib
-import posixpath
 import re
-from collections.abc import Iterator, Mapping
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import ErrorDetails
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from rayferry.job.errors import JobError, SpecError
+from rayferry.job.engine_spec import EngineSpec
+from rayferry.job.errors import SpecError
+from rayferry.job.explain import explain
+from rayferry.job.input_spec import InputSpec
+from rayferry.job.sampling import SamplingSpec
+from rayferry.job.typed import Typed, check_plain_uri
 
-# Engine arguments people write most. Only used to catch a misspelt key: other keys go to vLLM as they are.
-# Source: https://docs.vllm.ai/en/latest/configuration/engine_args.html
-COMMON_ENGINE_KEYS = (
-    "async_scheduling",
-    "block_size",
-    "compilation_config",
-    "cpu_offload_gb",
-    "data_parallel_size",
-    "data_parallel_size_local",
-    "disable_log_stats",
-    "distributed_executor_backend",
-    "dtype",
-    "enable_chunked_prefill",
-    "enable_expert_parallel",
-    "enable_lora",
-    "enable_prefix_caching",
-    "enforce_eager",
-    "gpu_memory_utilization",
-    "hf_overrides",
-    "hf_token",
-    "kv_cache_dtype",
-    "limit_mm_per_prompt",
-    "load_format",
-    "max_lora_rank",
-    "max_loras",
-    "max_model_len",
-    "max_num_batched_tokens",
-    "max_num_seqs",
-    "mm_processor_kwargs",
-    "pipeline_parallel_size",
-    "quantization",
-    "seed",
-    "served_model_name",
-    "speculative_config",
-    "tensor_parallel_size",
-    "tokenizer",
-    "tokenizer_mode",
-    "tokenizer_revision",
-    "trust_remote_code",
-)
-# What suffixes tell of a file, where the job file does not.
-FORMATS = {
-    ".txt": "text",
-    ".text": "text",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".csv": "csv",
-    ".parquet": "parquet",
-    ".bin": "binary",
-}
-COMPRESSION = {".gz", ".zst", ".bz2", ".lz4"}
 _DURATION = re.compile(r"^(\d+(?:\.\d+)?)\s*(s|m|h|d)$")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_BUCKET = re.compile(r"^[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]$")
+GENERATING = ("generate", "chat")
 
 
-def check_uri(uri: str) -> str:
-    """Returns `uri` if it names a place that Rayferry can read or write.
-
-    Accepts `s3://bucket/key`, `s3://anonymous@bucket/key`, `file:///path` and `/path`.
-
-    Raises:
-        ValueError: the text is none of these.
-    """
-    parts = urlsplit(uri)
-    if parts.scheme == "s3":
-        bucket = parts.netloc.removeprefix("anonymous@")
-        if not _BUCKET.match(bucket):
-            msg = f"{bucket!r} is not a bucket name; write s3://bucket/prefix/"
-            raise ValueError(msg)
-        if parts.query or parts.fragment:
-            msg = "a URI may not carry '?' or '#'; set endpoint and region by AWS_ENDPOINT_URL and AWS_REGION"
-            raise ValueError(msg)
-    elif parts.scheme not in {"", "file"} or parts.netloc or not parts.path.startswith("/"):
-        msg = "not a URI that can be used here; write s3://bucket/prefix/ (or an absolute path on the cluster's nodes)"
-        raise ValueError(msg)
-    return uri
-
-
-class _Model(BaseModel):
-    """Unknown keys are errors; values are not coerced across kinds; instances do not change."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class InputSpec(_Model):
-    """Where the prompts are and which part of a row is the prompt."""
-
-    uri: str = Field(description="one file, or a prefix whose files are all read")
-    format: Literal["auto", "text", "jsonl", "csv", "parquet", "binary"] = Field(
-        "auto", description="auto decides for each file by its suffix"
-    )
-    column: str | None = Field(None, description="the column that holds the prompt; default: text, or prompt")
-    id_column: str | None = Field(None, description="the column that names a row; default: its file and position")
-    anonymous: bool = Field(default=False, description="read without credentials (also: s3://anonymous@bucket/...)")
-
-    _uri = field_validator("uri")(check_uri)
-
-    def format_of(self, path: str) -> str:
-        """The format of one file: the declared one, or by its suffix, a compression's suffix aside.
-
-        Raises:
-            JobError: nothing is declared and the suffix tells nothing.
-        """
-        if self.format != "auto":
-            return self.format
-        stem, suffix = posixpath.splitext(path)
-        if suffix.lower() in COMPRESSION:
-            suffix = posixpath.splitext(stem)[1]
-        found = FORMATS.get(suffix.lower())
-        if found is None:
-            known = ", ".join(sorted(set(FORMATS.values())))
-            msg = f"{path}: the suffix {suffix!r} does not tell the format; set input.format to one of {known}"
-            raise JobError(msg)
-        return found
-
-    @property
-    def is_anonymous(self) -> bool:
-        """True if the input is read without credentials."""
-        return self.anonymous or self.uri.startswith("s3://anonymous@")
-
-
-class OutputSpec(_Model):
+class OutputSpec(Typed):
     """Where the answers go."""
 
     uri: str = Field(description="an empty prefix; data/, errors/ and _meta/ are made under it")
@@ -153,79 +29,14 @@ class OutputSpec(_Model):
     @field_validator("uri")
     @classmethod
     def _writable_uri(cls, uri: str) -> str:
-        check_uri(uri)
+        check_plain_uri(uri)
         if urlsplit(uri).netloc.startswith("anonymous@"):
             msg = "an output cannot be written anonymously"
             raise ValueError(msg)
         return uri
 
 
-class SamplingSpec(_Model):
-    """Sampling parameters, by vLLM's names; what is left out keeps vLLM's default (max_tokens apart).
-
-    Source: https://docs.vllm.ai/en/latest/api/vllm/sampling_params.html
-    """
-
-    temperature: float | None = Field(None, ge=0)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1)
-    min_p: float | None = Field(None, ge=0, le=1)
-    max_tokens: int = Field(256, ge=1, description="most tokens generated for a row")
-    min_tokens: int | None = Field(None, ge=0)
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
-    seed: int | None = None
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, gt=0)
-    ignore_eos: bool | None = None
-    bad_words: list[str] | None = None
-    allowed_token_ids: list[int] | None = None
-    logit_bias: dict[Annotated[int, Field(strict=False)], float] | None = None
-    skip_special_tokens: bool | None = None
-    include_stop_str_in_output: bool | None = None
-
-    def to_kwargs(self) -> dict[str, Any]:
-        """Keyword arguments for `vllm.SamplingParams`: only what the user set, and max_tokens."""
-        return self.model_dump(exclude_none=True)
-
-
-class EngineSpec(_Model):
-    """Engine arguments: three that Rayferry reads itself; every further key goes to vLLM as it is."""
-
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
-
-    tensor_parallel_size: int = Field(1, ge=1, description="GPUs that one replica splits each layer over")
-    pipeline_parallel_size: int = Field(1, ge=1, description="stages of GPUs that one replica is cut into")
-    max_num_seqs: int | None = Field(None, ge=1, description="sequences that one engine runs together")
-
-    @model_validator(mode="after")
-    def _no_near_misses(self) -> "EngineSpec":
-        known = {*COMMON_ENGINE_KEYS, *type(self).model_fields}
-        for key in self.model_extra or {}:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.85)
-            if key == "hf_token":
-                msg = "a secret has no place in a job file: set HF_TOKEN in the environment of the cluster's nodes"
-                raise ValueError(msg)
-            if key in {"model", "revision"}:
-                msg = f"{key!r} is set at the top level of the job file, not under engine"
-                raise ValueError(msg)
-            if near and key not in known:
-                msg = f"unknown key {key!r}; did you mean {near[0]!r}?"
-                raise ValueError(msg)
-        return self
-
-    @property
-    def world_size(self) -> int:
-        """GPUs that one replica needs."""
-        return self.tensor_parallel_size * self.pipeline_parallel_size
-
-    def to_kwargs(self) -> dict[str, Any]:
-        """Keyword arguments for `vllm.LLM`."""
-        return self.model_dump(exclude_none=True)
-
-
-class ReplicaRange(_Model):
+class ReplicaRange(Typed):
     """A pool of replicas that grows and shrinks with the work."""
 
     min: int = Field(1, ge=1)
@@ -239,7 +50,7 @@ class ReplicaRange(_Model):
         return self
 
 
-class ResourcesSpec(_Model):
+class ResourcesSpec(Typed):
     """What a replica runs on."""
 
     device: Literal["auto", "gpu", "cpu"] = Field(
@@ -248,13 +59,56 @@ class ResourcesSpec(_Model):
     accelerator_type: str | None = Field(None, description="Ray's name of the GPU model, such as A10G or H100")
 
 
-class OnErrorSpec(_Model):
+class ChatSpec(Typed):
+    """How messages become a prompt; what is left out is the model's own way."""
+
+    system_prompt: str | None = Field(None, description="put before the messages of a row that has none of its own")
+    chat_template: str | None = Field(None, description="a Jinja chat template in place of the model's")
+    tool_call_parser: str | None = Field(None, description="vLLM's parser for calls of tools (OpenAI input)")
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, description="values for the chat template")
+    add_generation_prompt: bool = Field(default=True, description="end with the beginning of an answer")
+    continue_final_message: bool = Field(default=False, description="go on with the last message, not with a new one")
+
+    @model_validator(mode="after")
+    def _one_end(self) -> "ChatSpec":
+        if self.continue_final_message and self.add_generation_prompt:
+            msg = "continue_final_message needs add_generation_prompt: false"
+            raise ValueError(msg)
+        return self
+
+
+class LoraSpec(Typed):
+    """LoRA adapters that rows may be answered with."""
+
+    adapters: dict[str, str] = Field(min_length=1, description="name to folder on the nodes, hub id or s3:// prefix")
+    default: str | None = Field(None, description="the adapter of rows that name none; null: the model alone")
+
+    @model_validator(mode="after")
+    def _known(self) -> "LoraSpec":
+        if self.default is not None and self.default not in self.adapters:
+            msg = f"default {self.default!r} is none of the adapters: {', '.join(self.adapters)}"
+            raise ValueError(msg)
+        return self
+
+
+class PoolingSpec(Typed):
+    """For the tasks embed, classify and score."""
+
+    dimensions: int | None = Field(
+        None, ge=1, description="task embed: length of the vectors, if the model can cut them"
+    )
+
+
+class OnErrorSpec(Typed):
     """What failed rows mean for the run."""
 
     max_error_rate: float = Field(0.05, ge=0, le=1, description="exit code 3 if a larger share of the rows failed")
+    prompt_too_long: Literal["error", "truncate_left", "truncate_right"] = Field(
+        "error", description="what becomes of a prompt longer than max_model_len; truncate_left keeps its end"
+    )
 
 
-class RetrySpec(_Model):
+class RetrySpec(Typed):
     """How often a run is tried."""
 
     max_attempts: Annotated[int, Field(ge=1, le=1)] = Field(
@@ -262,7 +116,7 @@ class RetrySpec(_Model):
     )
 
 
-class RuntimeEnvSpec(_Model):
+class RuntimeEnvSpec(Typed):
     """What the job's processes need beyond the cluster's own image."""
 
     pip: list[str] = Field(default_factory=list, description="packages that Ray installs for the job")
@@ -270,7 +124,7 @@ class RuntimeEnvSpec(_Model):
     image_uri: None = Field(None, description="not supported: Ray takes no image beside a package that travels")
 
 
-class ClusterSpec(_Model):
+class ClusterSpec(Typed):
     """Which cluster."""
 
     address: str | None = Field(None, description="the dashboard, such as http://127.0.0.1:8265")
@@ -284,19 +138,24 @@ class ClusterSpec(_Model):
         return address
 
 
-class JobSpec(_Model):
+class JobSpec(Typed):
     """One batch-inference job, validated."""
 
     schema_version: Literal[1] = 1
     name: str = Field("rayferry", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", description="a label for people")
     model: str = Field(min_length=1, description="hub id, folder on the nodes, or s3:// prefix")
     revision: str | None = Field(None, description="branch, tag or commit of a hub model")
-    task: Literal["generate", "chat"] = Field(
-        "generate", description="generate continues the prompt; chat puts it through the model's chat template"
+    task: Literal["generate", "chat", "embed", "classify", "score"] = Field(
+        "generate",
+        description="generate continues the prompt; chat puts it through the model's chat template; "
+        "embed gives a vector; classify a label; score how well a document fits the prompt",
     )
     input: InputSpec
     output: OutputSpec
     sampling: SamplingSpec = Field(default_factory=SamplingSpec)
+    chat: ChatSpec = Field(default_factory=ChatSpec)
+    pooling: PoolingSpec = Field(default_factory=PoolingSpec)
+    lora: LoraSpec | None = Field(None, description="LoRA adapters")
     engine: EngineSpec = Field(default_factory=EngineSpec)
     replicas: int | ReplicaRange = Field(1, description="engines: a number, or {min, max}")
     batch_size: int = Field(32, ge=1, description="rows handed over at a time; the engine mixes batches freely")
@@ -309,8 +168,48 @@ class JobSpec(_Model):
 
     @model_validator(mode="after")
     def _output_apart(self) -> "JobSpec":
-        if self.output.uri.rstrip("/").startswith(self.input.uri.rstrip("/") + "/"):
-            msg = f"output.uri {self.output.uri!r} lies under input.uri: the next run would read the answers as prompts"
+        for uri in self.input.uris:
+            if self.output.uri.rstrip("/").startswith(uri.rstrip("/") + "/"):
+                msg = f"output.uri: {self.output.uri!r} lies under input.uri: the next run would read it as prompts"
+                raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _task_fits(self) -> "JobSpec":
+        generating = self.task in GENERATING
+        if not generating and self.sampling != SamplingSpec():
+            msg = f"sampling: has no meaning for task {self.task}; leave it out"
+            raise ValueError(msg)
+        if generating and self.pooling != PoolingSpec():
+            msg = f"pooling: has no meaning for task {self.task}; leave it out"
+            raise ValueError(msg)
+        if self.task != "chat" and self.chat != ChatSpec() and self.input.format != "openai":
+            msg = f"chat: has no meaning for task {self.task}; set task: chat, or leave it out"
+            raise ValueError(msg)
+        if self.task != "chat" and self.input.messages_column is not None:
+            msg = f"input.messages_column: messages need task: chat, not {self.task}"
+            raise ValueError(msg)
+        if self.task == "chat" and self.input.token_ids_column is not None:
+            msg = "input.token_ids_column: token ids pass by the chat template; set task: generate"
+            raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _columns_fit(self) -> "JobSpec":
+        generating = self.task in GENERATING
+        if (self.task == "score") != (self.input.document_column is not None):
+            msg = (
+                "input.document_column: required for task score"
+                if self.task == "score"
+                else f"input.document_column: has no meaning for task {self.task}; leave it out"
+            )
+            raise ValueError(msg)
+        for name in ("sampling_column", "image_column"):
+            if not generating and getattr(self.input, name) is not None:
+                msg = f"input.{name}: has no meaning for task {self.task}; leave it out"
+                raise ValueError(msg)
+        if self.input.adapter_column is not None and self.lora is None:
+            msg = "input.adapter_column: names adapters, but there are none; list them under lora.adapters"
             raise ValueError(msg)
         return self
 
@@ -342,7 +241,11 @@ class JobSpec(_Model):
     @field_validator("model")
     @classmethod
     def _model_uri(cls, value: str) -> str:
-        return check_uri(value) if value.startswith(("s3://", "file://")) else value
+        return check_plain_uri(value) if value.startswith(("s3://", "file://")) else value
+
+    def to_json(self) -> dict[str, Any]:
+        """The job as it travels: what was set, and no defaults, so that what was left out is known there too."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True) | {"schema_version": 1}
 
     @property
     def timeout_s(self) -> float | None:
@@ -373,42 +276,5 @@ def parse(data: object, origin: str) -> JobSpec:
     try:
         return JobSpec.model_validate(dict(data))
     except ValidationError as error:
-        lines = [_explain(detail) for detail in error.errors(include_url=False)]
-        raise SpecError("\n".join(f"{origin}: {line}" for line in dict.fromkeys(lines))) from error
-
-
-def _explain(detail: ErrorDetails) -> str:
-    # names of a union's members, which pydantic puts into the path
-    inner = {"int", "ReplicaRange", "str", "list[str]"}
-    location = [part for part in detail["loc"] if part not in inner and not str(part).startswith("function-")]
-    path = ".".join(str(part) for part in location) or "(top level)"
-    if detail["type"] == "extra_forbidden":
-        known = list(_known_paths(JobSpec))
-        siblings = [key.rsplit(".", 1)[-1] for key in known if key.rpartition(".")[0] == path.rpartition(".")[0]]
-        near = difflib.get_close_matches(str(location[-1]), siblings, n=1, cutoff=0.7)
-        elsewhere = [key for key in known if key.rsplit(".", 1)[-1] == location[-1]]
-        hint = near or elsewhere
-        return f"{path}: unknown key" + (f"; did you mean {hint[0]!r}?" if hint else f"; known: {', '.join(siblings)}")
-    if detail["type"] == "missing":
-        return f"{path}: required, but not there"
-    message = detail["msg"].removeprefix("Value error, ")
-    if isinstance(detail["input"], dict):
-        return f"{path}: {message}"
-    return f"{path}: {_shorten(detail['input'])}: {message[:1].lower()}{message[1:]}"
-
-
-def _shorten(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."  # noqa: PLR2004
-
-
-def _known_paths(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name, info in model.model_fields.items():
-        yield prefix + name
-        for kind in _leaves(info.annotation):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from _known_paths(kind, f"{prefix}{name}.")
-
-
-def _leaves(annotation: object) -> tuple[object, ...]:
-    return get_args(annotation) if get_origin(annotation) in {Union, UnionType} else (annotation,)
+        lines = explain(error.errors(include_url=False), JobSpec)
+        raise SpecError("\n".join(f"{origin}: {line}" for line in lines)) from error

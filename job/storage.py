@@ -1,11 +1,14 @@
 """Filesystems by URI: the one place where the job learns about endpoints, regions and credentials."""
 
 import os
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pyarrow.fs as pafs
+from fsspec.utils import glob_translate  # type: ignore[import-untyped]
 
 from rayferry.job.errors import JobError
 
@@ -32,12 +35,13 @@ def filesystem(uri: str, *, anonymous: bool = False) -> tuple[pafs.FileSystem, s
     Raises:
         JobError: the bucket's region cannot be found.
     """
-    parts = urlsplit(uri)
-    if parts.scheme != "s3":
-        return pafs.LocalFileSystem(), unquote(parts.path) if parts.scheme else uri
-    bucket = parts.netloc.removeprefix("anonymous@")
+    if not uri.startswith("s3://"):
+        return pafs.LocalFileSystem(), unquote(re.sub("^file:(//)?", "", uri)) if uri.startswith("file:") else uri
+    place = uri.removeprefix("s3://")
+    path = place.removeprefix("anonymous@")
+    bucket = path.partition("/")[0]
     options: dict[str, Any] = {
-        "anonymous": anonymous or bucket != parts.netloc,
+        "anonymous": anonymous or path != place,
         "connect_timeout": _CONNECT_TIMEOUT_S,
         "request_timeout": _REQUEST_TIMEOUT_S,
         "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=_MAX_ATTEMPTS),
@@ -52,41 +56,89 @@ def filesystem(uri: str, *, anonymous: bool = False) -> tuple[pafs.FileSystem, s
         except OSError as error:
             msg = f"{uri}: the region of bucket {bucket!r} cannot be found ({error}); does it exist? or set AWS_REGION"
             raise JobError(msg) from error
-    return pafs.S3FileSystem(region=region or "us-east-1", **options), bucket + parts.path
+    return pafs.S3FileSystem(region=region or "us-east-1", **options), path
 
 
-def list_files(uri: str, *, anonymous: bool = False) -> list[tuple[str, int]]:
-    """Files under `uri` that hold input: itself, or all below it, in order of their names.
+@dataclass(frozen=True)
+class File:
+    """One input file.
 
-    Names that begin with `_` or `.` hold no data, by the convention of Spark and Ray Data.
+    Attributes:
+        path: its path in the filesystem.
+        num_bytes: its size.
+        label: what ids of its rows begin with: its path below the one prefix, or its whole path where there are
+            several URIs.
+    """
+
+    path: str
+    num_bytes: int
+    label: str
+
+
+def list_files(uris: list[str], *, anonymous: bool = False) -> list[File]:
+    """Files that hold input: those named, those below prefixes, those that globs match, in order of their names.
+
+    Names that begin with `_` or `.` hold no data, by the convention of Spark and Ray Data; a file that is named
+    itself is taken whatever its name.
 
     Returns:
-        (path in the filesystem, size in bytes) of each file that is not empty.
+        Each file that is not empty, once.
 
     Raises:
-        JobError: the store does not answer, or nothing is there.
+        JobError: the store does not answer, or a URI has nothing behind it.
     """
+    found: dict[str, File] = {}
+    for uri in uris:
+        for path, num_bytes, root in _list_one(uri, anonymous=anonymous):
+            label = path if len(uris) > 1 else path[len(root) :].lstrip("/") or path.rpartition("/")[2]
+            found.setdefault(path, File(path, num_bytes, label))
+    return [found[path] for path in sorted(found)]
+
+
+def is_glob(uri: str) -> bool:
+    """True if a URI may be a pattern."""
+    return any(sign in uri for sign in "*?[")
+
+
+def glob_pattern(path: str) -> re.Pattern[str]:
+    """A pattern's meaning: `*` and `?` stay within a name, `**` does not."""
+    return re.compile(glob_translate(path))
+
+
+def glob_root(path: str) -> str:
+    """The folder above a pattern's first sign."""
+    return re.split(r"[*?\[]", path, maxsplit=1)[0].rpartition("/")[0]
+
+
+def _list_one(uri: str, *, anonymous: bool) -> list[tuple[str, int, str]]:
     files, path = filesystem(uri, anonymous=anonymous)
+    matches = re.compile("")
     try:
         # A slash at the end says that it is a prefix: no look at a key above it, which might not be allowed.
         info = None if path.endswith("/") else files.get_file_info(path)
         if info is not None and info.type == pafs.FileType.File:
-            found = [info]
-        else:
-            found = files.get_file_info(pafs.FileSelector(path, recursive=True, allow_not_found=True))
+            return [(info.path, info.size, path)] if info.size else _none(uri)
+        root = path.rstrip("/")
+        if is_glob(path) and (info is None or info.type == pafs.FileType.NotFound):
+            root, matches = glob_root(path), glob_pattern(path)
+        found = files.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
     except OSError as error:
         msg = f"{uri}: cannot be listed: {error}; check the bucket's name, the credentials and the endpoint"
         raise JobError(msg) from error
-    start = len(path.rstrip("/"))
-    kept = sorted(
-        (entry.path, entry.size)
+    kept = [
+        (entry.path, entry.size, root)
         for entry in found
-        if entry.type == pafs.FileType.File and entry.size and is_data(entry.path[start:])
-    )
-    if not kept:
-        msg = f"{uri}: no input there (no file that holds a byte); check input.uri"
-        raise JobError(msg)
-    return kept
+        if entry.type == pafs.FileType.File
+        and entry.size
+        and is_data(entry.path[len(root) :])
+        and matches.match(entry.path)
+    ]
+    return kept or _none(uri)
+
+
+def _none(uri: str) -> list[tuple[str, int, str]]:
+    msg = f"{uri}: no input there (no file that holds a byte); check input.uri"
+    raise JobError(msg)
 
 
 def is_data(path: str) -> bool:
@@ -104,7 +156,7 @@ def write_bytes(uri: str, content: bytes) -> None:
         draft.write_bytes(content)
         draft.replace(target)
         return
-    with files.open_output_stream(path) as stream:
+    with files.open_output_stream(path, compression=None) as stream:
         stream.write(content)
 
 

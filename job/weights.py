@@ -46,7 +46,7 @@ def local_folder(model: str) -> str:
             for info in found:
                 path = draft / info.path[len(root) :]
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with files.open_input_stream(info.path) as remote, path.open("wb") as local:
+                with files.open_input_stream(info.path, compression=None) as remote, path.open("wb") as local:
                     shutil.copyfileobj(remote, local, _CHUNK_BYTES)
             draft.rename(target)
     return str(target)

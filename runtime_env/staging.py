@@ -52,7 +52,7 @@ def stage(spec: JobSpec) -> Package:
         if path.is_file() and path.suffix in {".py", ".typed"}
     }
     # Where the cluster is belongs to the laptop; the job is already there.
-    job = spec.model_dump(mode="json", exclude={"cluster"})
+    job = {key: value for key, value in spec.to_json().items() if key != "cluster"}
     contents[SPEC_NAME] = json.dumps(job, indent=1, sort_keys=True, ensure_ascii=False).encode()
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:

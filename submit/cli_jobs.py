@@ -1,5 +1,4 @@
 """Commands about a job that was submitted, and about its answers."""
-# ruff: noqa: FBT001, PLC0415  # click hands options over one by one; late imports: a fast --help
 
 import sys
 

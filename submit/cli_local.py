@@ -1,5 +1,4 @@
 """`rayferry local` and `rayferry demo`: everything on this machine."""
-# ruff: noqa: FBT001, PLC0415  # click hands options over one by one; late imports: a fast --help
 
 import sys
 

@@ -1,5 +1,4 @@
 """What commands share: their options, and the way to the cluster."""
-# ruff: noqa: PLC0415  # late imports: a fast --help
 
 import os
 from typing import TYPE_CHECKING

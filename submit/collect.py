@@ -54,7 +54,13 @@ def exit_code(info: JobInfo) -> int:
 
 def shown_columns(names: Sequence[str]) -> list[str]:
     """The columns that a table for people has room for; all of them, where the rows are not Rayferry's."""
-    for few in (["id", "prompt", "generated_text", "finish_reason"], ["id", "stage", "error_type", "error"]):
+    for few in (
+        ["id", "prompt", "generated_text", "finish_reason"],
+        ["id", "prompt", "label", "probs"],
+        ["id", "prompt", "score"],
+        ["id", "prompt", "embedding"],
+        ["id", "stage", "error_type", "error"],
+    ):
         if set(few) <= set(names):
             return few
     return list(names)

@@ -13,7 +13,7 @@ from rayferry.job.log import counted
 from rayferry.job.pipeline import check_ray
 from rayferry.job.placement import plan
 from rayferry.job.spec import JobSpec
-from rayferry.job.storage import children, is_data, list_files
+from rayferry.job.storage import children, glob_pattern, glob_root, is_data, is_glob, list_files
 from rayferry.submit import s3
 from rayferry.submit.client import Cluster
 from rayferry.submit.config import Address
@@ -127,32 +127,47 @@ def _is_here(address: Address, cluster: "Future[Cluster]") -> bool:
 
 
 def _input(spec: JobSpec, is_here: Callable[[], bool]) -> str:
-    uri = spec.input.uri
-    if not s3.is_s3(uri):
+    uris = spec.input.uris
+    name = uris[0] if len(uris) == 1 else f"{uris[0]} and {len(uris) - 1} more"
+    if not s3.is_s3(uris[0]):
         if not is_here():
-            msg = f"{uri}: a path on the cluster's nodes; the job will find out"
+            msg = f"{name}: a path on the cluster's nodes; the job will find out"
             raise UnseenError(msg)
-        files = list_files(uri)
-        for path, _ in files:
-            spec.input.format_of(path)
-        return f"{uri}: {counted(len(files), 'file')}, {sum(size for _, size in files):,} bytes"
-    found = s3.list_keys(uri, _LISTED, anonymous=spec.input.is_anonymous)
+        files = list_files(uris)
+        return f"{name}: {counted(len(files), 'file')}, {sum(file.num_bytes for file in files):,} bytes"
+    sizes: dict[str, int] = {}
+    cut = False
+    for uri in uris:
+        found, is_cut = _s3_input(uri, anonymous=spec.input.is_anonymous)
+        sizes |= found
+        cut = cut or is_cut
+    return f"{name}: {counted(len(sizes), 'file')}{' or more' if cut else ''}, {sum(sizes.values()):,} bytes"
+
+
+def _s3_input(uri: str, *, anonymous: bool) -> tuple[dict[str, int], bool]:
+    """Size of each input file behind one URI, as far as one listing shows them; and whether there may be more."""
     root = "s3://" + "/".join(s3.split(uri)).rstrip("/")
-    data = [
-        (key, size)
+    prefix, matches = root, None
+    if is_glob(root):
+        prefix, matches = glob_root(root) + "/", glob_pattern(root)
+    found = s3.list_keys(prefix if matches else uri, _LISTED, anonymous=anonymous)
+    if matches and not any(matches.match(key) for key, _ in found):
+        matches = None  # a key that has such a sign in its name
+        found = found + s3.list_keys(uri, 1, anonymous=anonymous)
+    data = {
+        key: size
         for key, size in found
-        if size and (key == root or (key.startswith(root + "/") and is_data(key[len(root) + 1 :])))
-    ]
-    for key, _ in data:
-        spec.input.format_of(key)
-    sizes = [size for _, size in data]
-    if not sizes and len(found) >= _LISTED:
+        if size
+        and (key == root or (key.startswith(prefix if matches else root + "/") and is_data(key[len(prefix) :])))
+        and (matches is None or matches.match(key))
+    }
+    if not data and len(found) >= _LISTED:
         msg = f"{uri}: the first {_LISTED} objects hold no input; the job will find out"
         raise UnseenError(msg)
-    if not sizes:
+    if not data:
         msg = f"{uri}: no input there (no file that holds a byte); check input.uri"
         raise PreflightError(msg)
-    return f"{uri}: {counted(len(sizes), 'file')}{' or more' if len(found) >= _LISTED else ''}, {sum(sizes):,} bytes"
+    return data, len(found) >= _LISTED
 
 
 def _output(spec: JobSpec, is_here: Callable[[], bool]) -> str:

@@ -11,6 +11,8 @@ import pytest
 from rayferry.submit import s3
 from rayferry.submit.local.model import demo_model
 
+from . import batches
+
 PROMPTS = [
     "The capital of France is",
     "Once upon a time there was a",
@@ -107,3 +109,11 @@ def same_engine(model):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="session")
+def embedded(model, job_file, tmp_path_factory):
+    """The same lines for embeddings as Rayferry and as run_batch answer them, by custom_id."""
+    lines = batches.embedding(model)
+    ours = batches.run_rayferry("openai-embed", lines, job_file, run, task="embed")
+    return ours, batches.run_batch(lines, tmp_path_factory.mktemp("embed"), model, "--runner", "pooling")

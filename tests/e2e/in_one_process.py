@@ -9,8 +9,9 @@ import sys
 
 import pyarrow as pa
 
+from rayferry.job.calls import Call
 from rayferry.job.predictor import LLMPredictor
-from rayferry.job.rows import to_table
+from rayferry.job.rows import SOURCE_SCHEMA
 from rayferry.job.spec import parse
 
 BATCH = 2
@@ -26,11 +27,12 @@ def main():
     rows = [{"id": str(i), "source_uri": "", "position": i, "prompt": prompt} for i, prompt in enumerate(prompts)]
 
     async def answer():
-        batches = [to_table(rows[start : start + BATCH]) for start in range(0, len(rows), BATCH)]
+        table = pa.Table.from_pylist(rows, SOURCE_SCHEMA)
+        batches = [table.slice(start, BATCH) for start in range(0, len(rows), BATCH)]
         return pa.concat_tables(await asyncio.gather(*map(predictor, batches)))
 
     texts = asyncio.run(answer()).column("generated_text").to_pylist()
-    outcomes = predictor._pump.submit(prompts).result()
+    outcomes = predictor._pump.submit([Call(prompt) for prompt in prompts]).result()
     predictor._pump.close()
 
     import vllm

@@ -7,13 +7,13 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from rayferry.job import storage
+from rayferry.job.answers import Answers
 from rayferry.job.layout import Layout
-from rayferry.job.predictor import _answered
 from rayferry.job.progress import Board
+from rayferry.job.rows import data_schema
 from rayferry.job.sink import PartsDatasink
-from rayferry.job.source import PromptDatasource
-from rayferry.job.spec import InputSpec, parse
+from rayferry.job.source import PromptDatasource, look
+from rayferry.job.spec import parse
 
 MINIMAL = {"model": "m", "input": {"uri": "s3://bucket/in/"}, "output": {"uri": "s3://bucket/out/"}}
 
@@ -57,16 +57,16 @@ def near_board(cluster):
 
 
 @pytest.fixture
-def read(cluster, tmp_path):
+def read(cluster, tmp_path, make_spec):
     """Reads files given by name and content as the read tasks would, in this process; gives their blocks."""
 
-    def read_blocks(files, **options):
+    def read_blocks(files, job=None, **options):
         for name, content in files.items():
             path = tmp_path / "in" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-        spec = InputSpec(uri=str(tmp_path / "in"), **options)
-        source = PromptDatasource(spec, storage.list_files(spec.uri))
+        spec = make_spec(input={"uri": str(tmp_path / "in"), **options}, **(job or {}))
+        source = PromptDatasource(spec, look(spec))
         return [block for task in source.get_read_tasks(1) for block in task()]
 
     return read_blocks
@@ -79,17 +79,20 @@ def read_rows(read):
 
 
 @pytest.fixture
-def carry(read, tmp_path):
+def carry(read, tmp_path, make_spec):
     """Files through source, a stub of the predictor and sink, in this process; gives the rows of data/ and errors/."""
 
     def answer(prompt):
         token = SimpleNamespace(text=f"<{prompt}>", finish_reason="stop", token_ids=[1])
-        return None if prompt is None else SimpleNamespace(outputs=[token], prompt_token_ids=[1, 2])
+        return None if prompt is None else [SimpleNamespace(outputs=[token], prompt_token_ids=[1, 2])]
 
     def carry_files(files, **options):
+        spec = make_spec(input={"uri": str(tmp_path / "in"), **options})
         blocks = read(files, **options)
-        answered = [_answered(block, [answer(p) for p in block.column("prompt").to_pylist()], "m") for block in blocks]
-        sink = PartsDatasink(Layout(str(tmp_path / "out")), "run", 1000)
+        answers = Answers(spec)
+        answered = [answers.add_to(block, [answer(p) for p in block.column("prompt").to_pylist()]) for block in blocks]
+        schema = data_schema(spec, look(spec).columns.schema, openai=False)
+        sink = PartsDatasink(Layout(str(tmp_path / "out")), "run", 1000, schema)
         rows = {"data": [], "errors": []}
         for part in sink.write(answered, SimpleNamespace(task_idx=0)):
             rows[part.kind] += pq.read_table(part.uri).to_pylist()

@@ -12,14 +12,15 @@ import ray
 from ray.util import get_current_placement_group, placement_group_table
 
 from rayferry.job import pipeline
-from rayferry.job.predictor import _answered
+from rayferry.job.answers import Answers
 from rayferry.job.spec import parse
 
 
 class Replica:
     """Answers nothing but where it runs; each batch takes long enough for the other replica to get some too."""
 
-    def __init__(self, spec, device, progress):
+    def __init__(self, spec, device, progress, openai):
+        self._answers = Answers(spec, openai=openai)
         self._engine = spec.engine.tensor_parallel_size
         progress.replica_ready.remote(load_s=0.0, vllm="none")
 
@@ -35,9 +36,9 @@ class Replica:
             "captures_children": context.should_capture_child_tasks_in_placement_group,
             "gpus_of_the_actor": context.get_assigned_resources().get("GPU", 0),
         }
-        answered = _answered(table, [None] * table.num_rows, "none")
+        answered = self._answers.add_to(table, [None] * table.num_rows)
         index = answered.schema.get_field_index("generated_text")
-        return answered.set_column(index, "generated_text", [[json.dumps(told)] * table.num_rows])
+        return answered.set_column(index, "generated_text", [[json.dumps(told, sort_keys=True)] * table.num_rows])
 
 
 def main():

@@ -64,7 +64,7 @@ def test_every_end_has_its_exit_code(main, outcome, code):
 
 
 @pytest.mark.parametrize(
-    "spec", [b"{}", b"[]", b'{"model": "m"', b"\xff", json.dumps(SPEC | {"task": "embed"}).encode()]
+    "spec", [b"{}", b"[]", b'{"model": "m"', b"\xff", json.dumps(SPEC | {"task": "dance"}).encode()]
 )
 def test_a_spec_that_is_not_valid_ends_with_2(main, spec):
     assert main(manifest(0), spec) == 2

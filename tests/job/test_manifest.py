@@ -34,6 +34,18 @@ def test_tokens_are_those_of_the_parts(build):
     assert build()["tokens"] == {"input": 18, "generated": 50}
 
 
+def test_errors_are_counted_by_stage_in_the_order_of_the_stages(build):
+    parts = [
+        Part("a", "errors", 3, 1, "", stages={"engine": 1, "parse": 2}),
+        Part("b", "errors", 1, 1, "", stages={"read": 1}),
+        Part("c", "data", 2, 1, "", num_rescued=2),
+        Part("d", "openai", 6, 1, ""),
+    ]
+    found = build(parts=parts)
+    assert list(found["errors"].items()) == [("read", 1), ("parse", 2), ("engine", 1)]
+    assert (found["num_rescued"], found["counts"]) == (2, {"total": 6, "succeeded": 2, "failed": 4})
+
+
 def test_parts_are_in_order_of_their_uris(build):
     uris = [found["uri"] for found in build()["parts"]]
     assert uris == [f"s3://bucket/out/{name}" for name in ("data/r-0", "data/r-1", "errors/r-1")]
@@ -117,6 +129,10 @@ def test_a_fingerprint_is_a_sha256(make_spec):
         {"engine": {"quantization": "fp8"}},
         {"engine": {"something_new": 1}},
         {"input": {"column": "prompt"}},
+        {"input": {"template": "{{ a }}"}},
+        {"on_error": {"prompt_too_long": "truncate_left"}},
+        {"task": "chat", "chat": {"system_prompt": "Be brief."}},
+        {"lora": {"adapters": {"a": "/a"}}},
         {"input": {"uri": "s3://bucket/other/"}},
     ],
     ids=str,

@@ -21,10 +21,10 @@ import ray
 from ray.util.annotations import RayDeprecationWarning
 
 from rayferry.job import RAY_FLOOR, pipeline, storage
-from rayferry.job.errors import JobError
+from rayferry.job.answers import Answers
+from rayferry.job.errors import JobError, TooManyErrorsError
 from rayferry.job.layout import Layout
 from rayferry.job.placement import Node, can_grow
-from rayferry.job.predictor import _answered
 from rayferry.job.spec import parse
 from rayferry.submit.local import stack as local_stack
 
@@ -35,13 +35,14 @@ pytestmark = pytest.mark.filterwarnings("ignore::ray.util.annotations.RayDepreca
 class Upper:
     """Answers in capitals at once; refuses every prompt that begins with `refuse`."""
 
-    def __init__(self, spec, device, progress):
+    def __init__(self, spec, device, progress, openai):
+        self.answers = Answers(spec, openai=openai)
         self.spec = spec
         self.progress = progress
         progress.replica_ready.remote(load_s=0.5, vllm="stub")
 
     async def __call__(self, table):
-        return _answered(table, [self.answer(p) for p in table.column("prompt").to_pylist()], self.spec.model)
+        return self.answers.add_to(table, [self.answer(p) for p in table.column("prompt").to_pylist()])
 
     def answer(self, prompt):
         if prompt is None:
@@ -49,14 +50,16 @@ class Upper:
         if prompt.startswith("refuse"):
             return ValueError("too long")
         words = prompt.split()
-        answer = SimpleNamespace(text=prompt.upper(), finish_reason="stop", token_ids=words)
-        return SimpleNamespace(outputs=[answer], prompt_token_ids=[0, *words])
+        answer = SimpleNamespace(
+            text=prompt.upper(), finish_reason="stop", token_ids=words, stop_reason=None, logprobs=None
+        )
+        return [SimpleNamespace(outputs=[answer], prompt_token_ids=[0, *words])]
 
 
 class Unloadable(Upper):
     """Cannot load its model, and tells so."""
 
-    def __init__(self, spec, device, progress):
+    def __init__(self, spec, device, progress, openai):
         ray.get(progress.failed.remote("model 'm' could not be loaded: no such file"))
         raise OSError("no such file")
 
@@ -115,7 +118,7 @@ ANSWERS = {
 }
 FAILURES = {
     "a.txt:2": ("engine", "ValueError"),
-    "a.txt:3": ("parse", "UnicodeDecodeError"),
+    "a.txt:3": ("decode", "UnicodeDecodeError"),
     "b.jsonl:1": ("parse", "JSONDecodeError"),
     "b.jsonl:2": ("parse", "MissingColumn"),
     "b.jsonl:3": ("parse", "ValueError"),
@@ -166,13 +169,15 @@ def carry_out(spec, predictor=Upper):
         manifest = pipeline.run(spec, "run-1", predictor)
     rows = {"data": [], "errors": []}
     for part in manifest["parts"]:
-        rows[part["kind"]] += rows_of(part["uri"])
+        if part["kind"] != "openai":
+            rows[part["kind"]] += rows_of(part["uri"])
     return SimpleNamespace(
         spec=spec,
         layout=Layout(spec.output.uri),
         manifest=manifest,
         data={row["id"]: row for row in rows["data"]},
         errors={row["id"]: row for row in rows["errors"]},
+        openai=[part["uri"] for part in manifest["parts"] if part["kind"] == "openai"],
         num_rows=len(rows["data"]) + len(rows["errors"]),
         said=said.getvalue(),
         warned=[str(warning.message) for warning in caught if issubclass(warning.category, RayDeprecationWarning)],
@@ -226,7 +231,7 @@ def test_an_answer_comes_with_its_prompt_and_its_model(done):
 
 def test_the_inputs_own_columns_come_with_the_answer(done):
     row = done.data["b.jsonl:0"]
-    assert (row["input_id"], row["stage"], row["meta"]) == ("x", 9, {"k": [1]})
+    assert (row["input_id"], row["input_stage"], row["meta"]) == ("x", 9, '{"k": [1]}')
 
 
 def test_an_error_says_where_its_row_came_from(done, public_uri):
@@ -276,7 +281,7 @@ def test_the_manifest_tells_what_the_replica_said_of_itself(done):
 
 def test_the_log_tells_the_input(done):
     size = sum(len(content) for name, content in FILES.items() if name != "_SUCCESS")
-    assert f"input: 7 files, {size:,} bytes; model: m; task: generate" in done.said
+    assert f"input: 7 files, {size:,} bytes (binary, csv, jsonl, parquet, text); model: m; task: generate" in done.said
 
 
 def test_the_log_tells_that_there_is_no_gpu(done):
@@ -337,7 +342,11 @@ def test_an_output_that_holds_a_run_is_refused(spec_of, key):
     [
         ({}, {}, "no input there"),
         ({"a.txt": b"", "_b.txt": b"x"}, {}, "no input there"),
-        ({"a.txt": b"x", "b.pdf": b"x"}, {}, "the suffix '.pdf' does not tell the format"),
+        (
+            {"a.jsonl": b'{"custom_id": "a", "url": "u", "body": {}}', "b.txt": b"x"},
+            {},
+            "b.txt is no OpenAI batch file, but others are",
+        ),
         ({"a.txt": b"x"}, {"engine": {"tensor_parallel_size": 2}}, "tensor_parallel_size=2 needs GPUs"),
         ({"a.txt": b"x"}, {"resources": {"device": "gpu"}}, "needs 1 GPUs on one node"),
     ],
@@ -372,7 +381,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_run_with_the_replicas_own_words(
     assert "manifest.json" not in storage.children(Layout(spec.output.uri).meta_uri)
 
 
-def test_own_columns_of_differing_types_do_not_end_a_run(spec_of):
+def test_own_columns_of_differing_types_are_the_same_in_every_part(spec_of):
     found = carry_out(
         spec_of(
             {
@@ -382,4 +391,40 @@ def test_own_columns_of_differing_types_do_not_end_a_run(spec_of):
             }
         )
     )
-    assert {*found.data} == {"a.jsonl:0", "b.jsonl:0", "c.jsonl:0"}
+    assert {key: (row["v"], row["w"]) for key, row in found.data.items()} == {
+        "a.jsonl:0": ("1", "{}"),
+        "b.jsonl:0": ("s", '{"k": [1]}'),
+        "c.jsonl:0": ('{"k": 1}', "[[]]"),
+    }
+
+
+def test_a_run_of_openai_lines_answers_each_custom_id_once(spec_of):
+    line = {"method": "POST", "url": "/v1/completions"}
+    records = [
+        line | {"custom_id": "a", "body": {"prompt": "one"}},
+        line | {"custom_id": "b", "body": {"prompt": "refuse"}},
+        line | {"custom_id": "a", "body": {"prompt": "two"}},
+        line | {"custom_id": "c", "body": {}},
+    ]
+    files = {f"{name}.jsonl": json.dumps(record).encode() for name, record in zip("wxyz", records, strict=True)}
+    found = carry_out(spec_of(files, on_error={"max_error_rate": 1.0}))
+    assert {key: row["generated_text"] for key, row in found.data.items()} == {"a": "ONE"}
+    assert {key: row["error_type"] for key, row in found.errors.items()} == {
+        "b": "ValueError",
+        "y.jsonl:0": "DuplicateId",
+        "c": "BadPrompt",
+    }
+    lines = [json.loads(text) for text in bytes_of(found.openai[0]).splitlines()]
+    assert sorted((told["custom_id"], told["response"] is not None) for told in lines) == [
+        ("a", False),
+        ("a", True),
+        ("b", False),
+        ("c", False),
+    ]
+
+
+def test_a_hopeless_run_ends_early(spec_of):
+    spec = spec_of({"a.txt": b"refuse\n" * 10})
+    with pytest.raises(TooManyErrorsError, match=r"^stopped early: 10 of 10 rows failed"):
+        pipeline.run(spec, "run-1", Upper)
+    assert "manifest.json" not in storage.children(Layout(spec.output.uri).meta_uri)

@@ -5,138 +5,24 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pytest
 
+from rayferry.job.answers import Answers
 from rayferry.job.errors import EngineError
-from rayferry.job.predictor import LLMPredictor, _answered, messages_of
+from rayferry.job.predictor import LLMPredictor
 from rayferry.job.pump import Pump, RefusedError
-from rayferry.job.rows import ANSWER_SCHEMA, SOURCE_SCHEMA, failure, to_table
+from rayferry.job.rows import SOURCE_SCHEMA
 
-BAD = failure("parse", "BadPrompt", "column 'text' is empty") | {"raw": '{"text": ""}'}
-
-
-def row(position, prompt, **more):
-    return {"id": f"a:{position}", "source_uri": "s3://bucket/a", "position": position, "prompt": prompt} | more
+BAD = {"stage": "parse", "error_type": "BadPrompt", "error": "column 'text' is empty", "raw": '{"text": ""}'}
 
 
-def output(text, finish_reason="stop", num_input=3, num_generated=2):
-    """What vLLM gives for a request, as far as it is read."""
-    answer = SimpleNamespace(text=text, finish_reason=finish_reason, token_ids=list(range(num_generated)))
-    return SimpleNamespace(outputs=[answer], prompt_token_ids=list(range(num_input)))
-
-
-def answer_all(rows, outcomes):
-    return _answered(to_table(rows), outcomes, "some/model").to_pylist()
-
-
-@pytest.mark.parametrize(
-    "prompt",
-    [
-        "Hello",
-        "",
-        "[draft] Hello",
-        "[]",
-        "[1, 2]",
-        '["system"]',
-        '{"role": "user", "content": "x"}',
-        '[{"content": "no role"}]',
-        '[{"role": "user", "content": "x"}, 5]',
-        '[{"role": "user", "content": "cut',
-        "[" * 100_000,
-    ],
-    ids=lambda prompt: prompt[:40],
-)
-def test_text_is_one_message_of_the_user(prompt):
-    assert messages_of(prompt) == [{"role": "user", "content": prompt}]
-
-
-def test_a_json_list_of_messages_is_taken_as_it_is():
-    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hé", "name": "ann"}]
-    assert messages_of(json.dumps(messages)) == messages
-
-
-def test_an_answer_has_all_of_its_columns():
-    (answered,) = answer_all([row(0, "p")], [output("Paris.", "length", num_input=5, num_generated=7)])
-    assert {name: answered[name] for name in ANSWER_SCHEMA.names} == {
-        "generated_text": "Paris.",
-        "finish_reason": "length",
-        "num_input_tokens": 5,
-        "num_generated_tokens": 7,
-        "model": "some/model",
-    }
-
-
-def test_answers_are_in_the_order_of_the_rows():
-    answered = answer_all([row(0, "p"), row(1, "q")], [output("first"), output("second")])
-    assert [(found["id"], found["generated_text"]) for found in answered] == [("a:0", "first"), ("a:1", "second")]
-
-
-def test_an_answered_row_has_no_stage():
-    assert answer_all([row(0, "p")], [output("x")])[0]["stage"] is None
-
-
-def test_the_inputs_own_columns_are_kept():
-    (answered,) = answer_all([row(0, "p", score=5, tags=["a", "b"])], [output("x")])
-    assert (answered["score"], answered["tags"]) == (5, ["a", "b"])
-
-
-def test_a_row_that_came_in_failed_stays_as_it_was():
-    (answered,) = answer_all([row(0, None, **BAD)], [None])
-    assert {name: answered[name] for name in BAD} == BAD
-
-
-def test_a_row_that_came_in_failed_has_no_answer():
-    (answered,) = answer_all([row(0, None, **BAD)], [None])
-    assert [answered[name] for name in ANSWER_SCHEMA.names] == [None] * len(ANSWER_SCHEMA.names)
-
-
-def test_a_refused_row_says_why():
-    (answered,) = answer_all([row(0, "p")], [ValueError("the prompt has 9 tokens, 8 are allowed")])
-    assert (answered["stage"], answered["error_type"], answered["error"]) == (
-        "engine",
-        "ValueError",
-        "the prompt has 9 tokens, 8 are allowed",
-    )
-
-
-def test_a_refused_row_keeps_its_prompt_as_raw_text():
-    assert answer_all([row(0, "wörd")], [ValueError("x")])[0]["raw"] == '{"prompt": "wörd"}'
-
-
-def test_a_refused_row_has_no_answer():
-    (answered,) = answer_all([row(0, "p")], [ValueError("x")])
-    assert answered["generated_text"] is None
-
-
-def test_good_bad_and_refused_rows_of_one_batch_do_not_mix():
-    answered = answer_all(
-        [row(0, "p"), row(1, None, **BAD), row(2, "q"), row(3, "r")],
-        [output("x"), None, ValueError("no"), output("y")],
-    )
-    assert [(found["stage"], found["generated_text"]) for found in answered] == [
-        (None, "x"),
-        ("parse", None),
-        ("engine", None),
-        (None, "y"),
+def table(*prompts, **requests):
+    """A batch as the source makes it; None came in failed."""
+    rows = [
+        {"id": f"a:{index}", "source_uri": "s3://bucket/a", "position": index, "prompt": prompt}
+        | ({"request": json.dumps(requests[prompt])} if prompt in requests else {})
+        | (BAD if prompt is None else {})
+        for index, prompt in enumerate(prompts)
     ]
-
-
-@pytest.mark.parametrize("outcomes", [[output("x")], [ValueError("no")]], ids=["answered", "refused"])
-def test_the_columns_and_their_types_are_the_same_whatever_came_of_the_rows(outcomes):
-    schema = _answered(to_table([row(0, "p")]), outcomes, "m").schema
-    assert [(field.name, field.type) for field in schema] == [
-        (field.name, field.type) for field in [*SOURCE_SCHEMA, *ANSWER_SCHEMA]
-    ]
-
-
-def test_a_batch_without_rows_has_the_same_columns():
-    assert _answered(to_table([row(0, "p")]).slice(1), [], "m").column_names == [
-        *SOURCE_SCHEMA.names,
-        *ANSWER_SCHEMA.names,
-    ]
-
-
-def test_a_batch_of_several_chunks_is_answered_as_one():
-    table = pa.concat_tables([to_table([row(0, "p")]), to_table([row(1, None, **BAD)])])
-    assert [found["stage"] for found in _answered(table, [output("x"), None], "m").to_pylist()] == [None, "parse"]
+    return pa.Table.from_pylist(rows, SOURCE_SCHEMA)
 
 
 class FakeEngine:
@@ -146,25 +32,26 @@ class FakeEngine:
         self.asked = []
         self._new = []
 
-    def add(self, prompt):
-        self.asked.append(prompt)
-        if prompt == "refuse":
-            raise RefusedError from ValueError("too long")
-        self._new.append(prompt)
-        return str(len(self.asked) - 1)
+    def add(self, call):
+        self.asked.append(call.prompt)
+        if call.prompt == "refuse":
+            raise RefusedError("length") from ValueError("too long")
+        self._new.append((str(len(self.asked)), call.prompt))
+        return str(len(self.asked))
 
     def step(self):
-        if "die" in self._new:
+        new, self._new = self._new, []
+        if any(prompt == "die" for _, prompt in new):
             raise RuntimeError("out of memory")
-        self._new = []
-        return [
-            SimpleNamespace(request_id=str(index), finished=True, **vars(output(prompt.upper())))
-            for index, prompt in enumerate(self.asked)
-            if prompt != "refuse"
-        ]
+        return [SimpleNamespace(request_id=name, finished=True, **answer(prompt.upper())) for name, prompt in new]
 
     def is_busy(self):
         return bool(self._new)
+
+
+def answer(text):
+    completion = SimpleNamespace(text=text, finish_reason="stop", token_ids=[1, 2], logprobs=None)
+    return {"outputs": [completion], "prompt_token_ids": [1, 2, 3]}
 
 
 @pytest.fixture
@@ -172,37 +59,65 @@ def predictor(make_spec):
     """A replica around a fake engine, its model's loading left out."""
     replica = LLMPredictor.__new__(LLMPredictor)
     replica.engine = FakeEngine()
-    replica._spec = make_spec()
+    replica._answers = Answers(make_spec(sampling={"n": 2}))
     replica._progress = None
     replica._pump = Pump(replica.engine)
     return replica
 
 
+def answered(predictor, batch):
+    rows = asyncio.run(predictor(batch)).to_pylist()
+    return [(row["id"], row["stage"], row["generated_text"]) for row in rows]
+
+
 def test_a_replica_answers_a_batch_of_all_kinds_of_rows(predictor):
-    table = to_table([row(0, "a"), row(1, None, **BAD), row(2, "refuse"), row(3, "b")])
-    answered = asyncio.run(predictor(table)).to_pylist()
-    assert [(found["stage"], found["generated_text"]) for found in answered] == [
-        (None, "A"),
-        ("parse", None),
-        ("engine", None),
-        (None, "B"),
+    assert answered(predictor, table("a", None, "refuse", "b")) == [
+        ("a:0", None, "A"),
+        ("a:1", "parse", None),
+        ("a:2", "length", None),
+        ("a:3", None, "B"),
     ]
 
 
 def test_a_row_that_came_in_failed_never_reaches_the_engine(predictor):
-    asyncio.run(predictor(to_table([row(0, None, **BAD), row(1, "a")])))
+    answered(predictor, table(None, "a"))
     assert predictor.engine.asked == ["a"]
+
+
+@pytest.mark.parametrize("prompts", [[], [None]])
+def test_a_batch_that_asks_nothing_comes_back(predictor, prompts):
+    assert len(answered(predictor, table(*prompts))) == len(prompts)
+
+
+def test_a_row_of_several_prompts_has_all_of_their_answers(predictor):
+    batch = table("x", "several", "y", several={"prompts": ["a", "b"]})
+    rows = asyncio.run(predictor(batch)).to_pylist()
+    assert [[one["text"] for one in row["outputs"]] for row in rows] == [["X"], ["A", "B"], ["Y"]]
+
+
+def test_a_row_fails_if_one_of_its_prompts_is_refused(predictor):
+    batch = table("x", "several", "y", several={"prompts": ["a", "refuse", "b"]})
+    assert answered(predictor, batch) == [("a:0", None, "X"), ("a:1", "length", None), ("a:2", None, "Y")]
+
+
+@pytest.mark.parametrize(
+    ("request_", "stage"),
+    [({"images": ["/nowhere.png"]}, "read"), ({"images": ["data:;base64,@"]}, "decode"), ("text", "parse")],
+)
+def test_a_row_whose_call_cannot_be_made_fails_alone(predictor, request_, stage):
+    pytest.importorskip("PIL")
+    assert answered(predictor, table("x", "bad", bad=request_)) == [("a:0", None, "X"), ("a:1", stage, None)]
 
 
 def test_a_replica_whose_engine_dies_raises(predictor):
     with pytest.raises(EngineError, match="the engine died: RuntimeError: out of memory"):
-        asyncio.run(predictor(to_table([row(0, "die")])))
+        asyncio.run(predictor(table("die")))
 
 
 def test_a_replica_whose_engine_dies_tells_the_board(predictor, near_board):
     predictor._progress = near_board
     with pytest.raises(EngineError):
-        asyncio.run(predictor(to_table([row(0, "die")])))
+        asyncio.run(predictor(table("die")))
     assert near_board.board.snapshot().failure == "the engine died: RuntimeError: out of memory"
 
 

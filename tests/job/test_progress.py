@@ -53,6 +53,48 @@ def test_a_task_that_writes_again_counts_once(board):
     assert (now.succeeded, now.failed) == (10, 2)
 
 
+def failures(num_rows):
+    return [{"kind": "errors", "num_rows": num_rows}]
+
+
+@pytest.mark.parametrize(
+    ("rate", "failed", "hopeless"),
+    [(0.0, 1, True), (0.1, 10, False), (0.1, 11, True), (0.5, 50, False), (1.0, 100, False)],
+)
+def test_once_all_is_read_a_run_is_hopeless_as_soon_as_too_many_rows_failed(rate, failed, hopeless):
+    board = Board(num_files=1, num_bytes=10, max_error_rate=rate)
+    board.file_read("a", 100, 10)
+    assert bool(board.parts_written("r-0", failures(failed), [])) is hopeless
+
+
+@pytest.mark.parametrize(
+    ("seen", "failed", "hopeless"),
+    [
+        (5, 1000, False),  # too little of the input
+        (10, 99, False),  # too few failures
+        (10, 125, False),  # an estimate of 1,000 rows has room for being wrong
+        (10, 126, True),
+    ],
+)
+def test_before_all_is_read_a_run_is_hopeless_only_on_much_evidence(seen, failed, hopeless):
+    board = Board(num_files=2, num_bytes=100, max_error_rate=0.1)
+    board.file_partly_read("a", 10 * seen, seen)
+    assert bool(board.parts_written("r-0", failures(failed), [])) is hopeless
+
+
+def test_a_hopeless_run_is_told_why():
+    board = Board(num_files=1, num_bytes=1, max_error_rate=0.05)
+    board.file_read("a", 10, 1)
+    assert board.parts_written("r-0", failures(2), []).startswith(
+        "stopped early: 2 of 10 rows failed, more than max_error_rate (5.0%)"
+    )
+
+
+def test_rows_with_something_rescued_are_counted(board):
+    board.parts_written("r-0", [DATA | {"num_rescued": 3}, ERRORS], [])
+    assert board.snapshot().num_rescued == 3
+
+
 def test_the_first_preview_is_kept(board):
     board.parts_written("r-0", [ERRORS], [])
     board.parts_written("r-1", [DATA], PREVIEW)

@@ -3,8 +3,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from rayferry.job.calls import Call
 from rayferry.job.errors import EngineError
-from rayferry.job.pump import Pump, RefusedError
+from rayferry.job.pump import Pump, RefusedError, Settled
 
 WAIT_S = 10  # only ever waited out by a test that fails
 
@@ -13,7 +14,7 @@ class FakeEngine:
     """An engine whose prompts say what happens to them.
 
     `word` finishes after one step, `word*3` after three, `word*held` once `release` is set; `refuse` is refused,
-    `add!` kills the engine when it is added, `step!` when it is stepped.
+    `refuse late` by a step's output; `add!` kills the engine when it is added, `step!` when it is stepped.
     """
 
     def __init__(self, death=RuntimeError("out of memory")):  # noqa: B008  # never changed
@@ -25,13 +26,11 @@ class FakeEngine:
         self._left = {}
         self._count = 0
 
-    def add(self, prompt):
+    def add(self, call):
         self.threads.add(threading.current_thread().name)
-        word, _, steps = prompt.partition("*")
+        word, _, steps = call.prompt.partition("*")
         if word == "refuse":
-            raise RefusedError from ValueError("too long")
-        if word == "refuse bare":
-            raise RefusedError
+            raise RefusedError("length") from ValueError("too long")
         if word == "add!":
             raise self.death
         self._count += 1
@@ -54,7 +53,10 @@ class FakeEngine:
                 self._left[request_id] = (word, left - 1)
             if finished:
                 del self._left[request_id]
-            outputs.append(SimpleNamespace(request_id=request_id, finished=finished, text=word.upper()))
+            if word == "refuse late":
+                outputs.append(Settled(request_id, RefusedError("engine")))
+            else:
+                outputs.append(SimpleNamespace(request_id=request_id, finished=finished, text=word.upper()))
         return outputs
 
     def is_busy(self):
@@ -74,16 +76,20 @@ def pump(engine):
     pump.close()
 
 
+def calls(*prompts):
+    return [Call(prompt) for prompt in prompts]
+
+
 def texts(future):
     return [outcome.text for outcome in future.result(WAIT_S)]
 
 
 def test_outcomes_are_in_the_order_of_the_prompts_whatever_finishes_first(pump):
-    assert texts(pump.submit(["slow*5", "fast", "middle*3"])) == ["SLOW", "FAST", "MIDDLE"]
+    assert texts(pump.submit(calls("slow*5", "fast", "middle*3"))) == ["SLOW", "FAST", "MIDDLE"]
 
 
 def test_only_finished_outputs_are_outcomes(pump):
-    assert all(outcome.finished for outcome in pump.submit(["a*4", "b*2"]).result(WAIT_S))
+    assert all(outcome.finished for outcome in pump.submit(calls("a*4", "b*2")).result(WAIT_S))
 
 
 def test_an_empty_batch_is_done_at_once(pump):
@@ -91,107 +97,108 @@ def test_an_empty_batch_is_done_at_once(pump):
 
 
 def test_a_batch_does_not_wait_for_one_that_came_before(pump):
-    held = pump.submit(["slow*held"])
-    assert (texts(pump.submit(["fast"])), held.done()) == (["FAST"], False)
+    held = pump.submit(calls("slow*held"))
+    assert (texts(pump.submit(calls("fast"))), held.done()) == (["FAST"], False)
 
 
 def test_batches_run_in_the_engine_together(pump, engine):
-    held = pump.submit(["a*held", "b*held"])
-    texts(pump.submit(["c", "d", "e"]))
+    held = pump.submit(calls("a*held", "b*held"))
+    texts(pump.submit(calls("c", "d", "e")))
     engine.release.set()
     held.result(WAIT_S)
     assert engine.together == 5
 
 
 def test_a_batch_can_follow_after_the_engine_was_idle(pump):
-    assert texts(pump.submit(["a"])) + texts(pump.submit(["b"])) == ["A", "B"]
+    assert texts(pump.submit(calls("a"))) + texts(pump.submit(calls("b"))) == ["A", "B"]
 
 
 def test_the_same_prompt_twice_is_two_requests(pump):
-    assert texts(pump.submit(["a", "a*3", "a"])) == ["A", "A", "A"]
+    assert texts(pump.submit(calls("a", "a*3", "a"))) == ["A", "A", "A"]
 
 
-def test_a_refused_prompt_has_the_engines_reason_as_its_outcome(pump):
-    (outcome,) = pump.submit(["refuse"]).result(WAIT_S)
-    assert repr(outcome) == "ValueError('too long')"
+@pytest.mark.parametrize(("prompt", "stage"), [("refuse", "length"), ("refuse late", "engine")])
+def test_the_outcome_of_a_refused_prompt_is_its_refusal(pump, prompt, stage):
+    (outcome,) = pump.submit(calls(prompt)).result(WAIT_S)
+    assert (type(outcome), str(outcome)) == (RefusedError, stage)
 
 
-def test_a_refusal_without_a_reason_is_its_own_outcome(pump):
-    (outcome,) = pump.submit(["refuse bare"]).result(WAIT_S)
-    assert isinstance(outcome, RefusedError)
+def test_a_refusal_keeps_the_engines_reason_as_its_cause(pump):
+    (outcome,) = pump.submit(calls("refuse")).result(WAIT_S)
+    assert repr(outcome.__cause__) == "ValueError('too long')"
 
 
 def test_a_refused_prompt_leaves_the_others_of_its_batch_alone(pump):
-    first, refused, last = pump.submit(["a*2", "refuse", "b"]).result(WAIT_S)
-    assert (first.text, type(refused), last.text) == ("A", ValueError, "B")
+    first, refused, last = pump.submit(calls("a*2", "refuse", "b")).result(WAIT_S)
+    assert (first.text, type(refused), last.text) == ("A", RefusedError, "B")
 
 
 def test_a_refused_prompt_does_not_end_the_engine(pump):
-    pump.submit(["refuse", "refuse"]).result(WAIT_S)
-    assert texts(pump.submit(["a"])) == ["A"]
+    pump.submit(calls("refuse", "refuse")).result(WAIT_S)
+    assert texts(pump.submit(calls("a"))) == ["A"]
 
 
 @pytest.mark.parametrize("deadly", ["step!", "add!"])
 def test_a_dead_engine_fails_the_batch_that_it_died_of(deadly):
-    future = Pump(FakeEngine()).submit(["a*held", deadly, "b"])
+    future = Pump(FakeEngine()).submit(calls("a*held", deadly, "b"))
     assert isinstance(future.exception(WAIT_S), EngineError)
 
 
 @pytest.mark.parametrize("deadly", ["step!", "add!"])
 def test_a_dead_engine_fails_the_batches_that_it_had(deadly):
     pump = Pump(FakeEngine())
-    before = pump.submit(["a*held"])
-    pump.submit([deadly])
+    before = pump.submit(calls("a*held"))
+    pump.submit(calls(deadly))
     assert isinstance(before.exception(WAIT_S), EngineError)
 
 
 @pytest.mark.parametrize("deadly", ["step!", "add!"])
 def test_a_dead_engine_fails_every_later_batch_at_once(deadly):
     pump = Pump(FakeEngine())
-    pump.submit([deadly]).exception(WAIT_S)
+    pump.submit(calls(deadly)).exception(WAIT_S)
     pump._thread.join(WAIT_S)
-    assert isinstance(pump.submit(["a"]).exception(0), EngineError)
+    assert isinstance(pump.submit(calls("a")).exception(0), EngineError)
 
 
 def test_a_dead_engine_fails_the_batches_that_wait_behind_the_deadly_one():
     engine = FakeEngine()
     entered, go = threading.Event(), threading.Event()
 
-    def add(_prompt):
+    def add(_call):
         entered.set()
         assert go.wait(WAIT_S)
         raise engine.death
 
     engine.add = add
     pump = Pump(engine)
-    pump.submit(["first"])
+    pump.submit(calls("first"))
     assert entered.wait(WAIT_S)
-    waiting = pump.submit(["second"])
+    waiting = pump.submit(calls("second"))
     go.set()
     assert isinstance(waiting.exception(WAIT_S), EngineError)
 
 
 def test_the_error_of_a_dead_engine_says_of_what_it_died():
-    error = Pump(FakeEngine()).submit(["step!"]).exception(WAIT_S)
+    error = Pump(FakeEngine()).submit(calls("step!")).exception(WAIT_S)
     assert str(error) == "the engine died: RuntimeError: out of memory"
 
 
 def test_the_error_of_a_dead_engine_has_the_death_as_its_cause():
     engine = FakeEngine()
-    assert Pump(engine).submit(["step!"]).exception(WAIT_S).__cause__ is engine.death
+    assert Pump(engine).submit(calls("step!")).exception(WAIT_S).__cause__ is engine.death
 
 
 @pytest.mark.parametrize("death", [SystemExit(1), KeyboardInterrupt(), MemoryError()], ids=repr)
 def test_nobody_is_left_waiting_whatever_the_engine_raises(death):
-    assert isinstance(Pump(FakeEngine(death)).submit(["a", "step!"]).exception(WAIT_S), EngineError)
+    assert isinstance(Pump(FakeEngine(death)).submit(calls("a", "step!")).exception(WAIT_S), EngineError)
 
 
 def test_a_batch_that_its_caller_gave_up_does_not_end_the_engine(pump, engine):
-    abandoned = pump.submit(["a*held"])
+    abandoned = pump.submit(calls("a*held"))
     assert engine.stepping.wait(WAIT_S)
     abandoned.cancel()
     engine.release.set()
-    assert texts(pump.submit(["b*3"])) == ["B"]
+    assert texts(pump.submit(calls("b*3"))) == ["B"]
 
 
 def test_batches_from_many_threads_each_get_their_own_answers(pump):
@@ -200,7 +207,7 @@ def test_batches_from_many_threads_each_get_their_own_answers(pump):
     def work(name):
         for number in range(30):
             word = f"{name}-{number}"
-            got = pump.submit([f"{word}-{i}*{1 + (number + i) % 4}" for i in range(5)])
+            got = pump.submit(calls(*(f"{word}-{i}*{1 + (number + i) % 4}" for i in range(5))))
             if texts(got) != [f"{word}-{i}".upper() for i in range(5)]:
                 wrong.append(word)
 
@@ -213,7 +220,7 @@ def test_batches_from_many_threads_each_get_their_own_answers(pump):
 
 
 def test_one_thread_alone_touches_the_engine(pump, engine):
-    threads = [threading.Thread(target=lambda: pump.submit(["a", "b*2"]).result(WAIT_S)) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: pump.submit(calls("a", "b*2")).result(WAIT_S)) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -233,6 +240,6 @@ def test_close_ends_an_idle_thread(engine):
 
 def test_close_lets_the_engine_finish_what_it_has(engine):
     pump = Pump(engine)
-    running = pump.submit(["a*50", "b*3"])
+    running = pump.submit(calls("a*50", "b*3"))
     pump.close()
     assert running.done()

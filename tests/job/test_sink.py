@@ -1,4 +1,5 @@
 import hashlib
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,10 +8,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rayferry.job.errors import TooManyErrorsError
 from rayferry.job.layout import Layout
-from rayferry.job.rows import ANSWER_SCHEMA, ERROR_SCHEMA, failure, to_table
-from rayferry.job.sink import Part, PartsDatasink, data_columns
+from rayferry.job.progress import Board
+from rayferry.job.rows import ERROR_SCHEMA, RESPONSE, SOURCE_SCHEMA, answer_schema, data_schema
+from rayferry.job.sink import Part, PartsDatasink
+from rayferry.job.spec import parse
 
+SPEC = parse({"model": "m", "input": {"uri": "/in"}, "output": {"uri": "/out"}}, "job.yaml")
+OWN = pa.schema([("n", pa.int64()), ("rescued_data", pa.string())])
+DATA = data_schema(SPEC, OWN, openai=False)
+BLOCK = pa.schema([*SOURCE_SCHEMA, *OWN, *answer_schema(SPEC, openai=False)])
 ANSWER = {
     "generated_text": "t",
     "finish_reason": "stop",
@@ -18,7 +26,12 @@ ANSWER = {
     "num_generated_tokens": 2,
     "model": "m",
 }
-FAILURE = failure("parse", "BadPrompt", "column 'text' is empty") | {"raw": '{"text": ""}'}
+FAILURE = {
+    "stage": "parse",
+    "error_type": "BadPrompt",
+    "error": "column 'text' is empty",
+    "raw": '{"text": ""}',
+}
 
 
 def row(position, **more):
@@ -35,11 +48,7 @@ def failed(position):
 
 def block(*rows):
     """A block as the predictor returns it."""
-    answers = pa.Table.from_pylist([{name: found.get(name) for name in ANSWER} for found in rows], ANSWER_SCHEMA)
-    table = to_table([{name: value for name, value in found.items() if name not in ANSWER} for found in rows])
-    for field, column in zip(ANSWER_SCHEMA, answers.columns, strict=True):
-        table = table.append_column(field, column)
-    return table
+    return pa.Table.from_pylist(list(rows), BLOCK)
 
 
 @pytest.fixture
@@ -47,7 +56,7 @@ def write(tmp_path):
     """Runs one write task."""
 
     def write_blocks(*blocks, task_idx=0, board=None):
-        sink = PartsDatasink(Layout(str(tmp_path)), "run", 1000, board)
+        sink = PartsDatasink(Layout(str(tmp_path)), "run", 1000, DATA, board)
         return sink.write(blocks, SimpleNamespace(task_idx=task_idx))
 
     return write_blocks
@@ -101,6 +110,8 @@ def test_data_has_the_columns_of_the_contract(write):
         "num_input_tokens",
         "num_generated_tokens",
         "model",
+        "n",
+        "rescued_data",
     ]
 
 
@@ -144,9 +155,61 @@ def test_two_tasks_write_two_parts(write, tmp_path):
     assert len([*tmp_path.rglob("*.parquet")]) == 2
 
 
-def test_columns_that_say_why_a_row_failed_never_reach_data():
-    table = block(good(0))
-    assert not {"source_uri", "position", "stage", "error_type", "error", "raw"} & {*data_columns(table).column_names}
+def test_data_has_its_columns_whatever_the_rows_hold(write):
+    (part,) = write(block(good(0)))
+    assert pq.read_schema(part.uri).equals(DATA)
+
+
+def test_a_data_part_counts_the_rows_that_have_something_rescued(write):
+    (part,) = write(block(good(0), good(1) | {"rescued_data": "{}"}))
+    assert (part.num_rescued, "num_rescued" in part.to_json()) == (1, True)
+
+
+def test_an_errors_part_counts_its_rows_by_stage(write):
+    (part,) = write(block(failed(0), failed(1), failed(2) | {"stage": "engine"}))
+    assert part.to_json()["stages"] == {"parse": 2, "engine": 1}
+
+
+def test_a_part_tells_only_what_applies_to_its_kind(write):
+    data, errors = write(block(good(0), failed(1)))
+    assert ("stages" in data.to_json(), "num_rescued" in errors.to_json()) == (False, False)
+
+
+def responses(write, *rows):
+    """The lines of the part of openai/."""
+    table = block(*({name: value for name, value in one.items() if name != RESPONSE} for one in rows))
+    column = pa.array([one.get(RESPONSE) for one in rows], pa.string())
+    part = write(table.append_column(RESPONSE, column))[-1]
+    return part, [json.loads(line) for line in Path(part.uri).read_text().splitlines()]
+
+
+def test_responses_go_to_openai_line_by_line_and_not_to_data(write, tmp_path):
+    part, (line,) = responses(write, good(0) | {RESPONSE: '{"object": "x"}'})
+    assert (part.uri, part.kind, part.num_rows) == (f"{tmp_path}/openai/run-000000.jsonl", "openai", 1)
+    assert (line["custom_id"], line["response"]["body"]) == ("a:0", {"object": "x"})
+
+
+@pytest.mark.parametrize(
+    ("failure", "custom_id"),
+    [
+        ({"id": "mine", "stage": "engine", "raw": "{}"}, "mine"),
+        ({"id": "mine", "stage": "parse", "raw": '{"body": {"custom_id": "other"}}'}, "mine"),
+        ({"stage": "parse", "raw": '{"custom_id": "a\\"\\u00fc", "body": "'}, 'a"ü'),
+        ({"stage": "parse", "raw": '{"url": "x"'}, None),
+        ({"stage": "decode", "raw": '{"custom_id" : "mine", "\ufffd'}, "mine"),
+        ({"stage": "read", "raw": None}, None),
+    ],
+)
+def test_a_failure_is_told_by_its_custom_id_if_it_has_one(write, failure, custom_id):
+    _, (line,) = responses(write, failed(0) | failure)
+    assert (line["custom_id"], line["response"], line["error"]["code"]) == (custom_id, None, "BadPrompt")
+
+
+def test_a_task_ends_the_run_once_it_is_hopeless(write, near_board):
+    near_board.board = Board(num_files=1, num_bytes=1, max_error_rate=0.5)
+    near_board.board.file_read("a", 2, 1)
+    with pytest.raises(TooManyErrorsError, match="stopped early: 2 of 2 rows failed"):
+        write(block(failed(0), failed(1)), board=near_board)
 
 
 def test_a_task_tells_the_board_its_parts_and_a_few_first_answers(write, near_board):
@@ -165,11 +228,11 @@ def test_a_preview_is_cut(write, near_board):
 
 
 def test_ray_data_is_asked_to_gather_rows_for_a_part():
-    assert PartsDatasink(Layout("/out"), "run", 250).min_rows_per_write == 250
+    assert PartsDatasink(Layout("/out"), "run", 250, DATA).min_rows_per_write == 250
 
 
 def test_what_the_tasks_wrote_is_kept_in_the_end():
-    sink = PartsDatasink(Layout("/out"), "run", 250)
+    sink = PartsDatasink(Layout("/out"), "run", 250, DATA)
     first, second = (Part(f"/out/{name}", "data", 1, 1, "", 0, 0) for name in "ab")
     sink.on_write_complete(SimpleNamespace(write_returns=[[first], [], None, [second]]))
     assert sink.parts == [first, second]

@@ -1,4 +1,5 @@
 import bz2
+import datetime as dt
 import gzip
 import io
 import json
@@ -9,8 +10,9 @@ import pytest
 import ray
 
 from rayferry.job import source, storage
+from rayferry.job.columns import Columns
 from rayferry.job.errors import JobError
-from rayferry.job.spec import InputSpec
+from rayferry.job.ids import find_repeated
 
 MIB = 1 << 20
 
@@ -39,65 +41,20 @@ def bad(rows):
 
 
 @pytest.mark.parametrize(
-    ("path", "kind"),
+    ("name", "content"),
     [
-        ("b/a.txt", "text"),
-        ("b/a.text", "text"),
-        ("b/a.jsonl", "jsonl"),
-        ("b/a.ndjson", "jsonl"),
-        ("b/a.json", "jsonl"),
-        ("b/a.csv", "csv"),
-        ("b/a.parquet", "parquet"),
-        ("b/a.bin", "binary"),
-        ("b/A.CSV", "csv"),
-        ("b/a.txt.gz", "text"),
-        ("b/a.jsonl.ZST", "jsonl"),
-        ("b.d/a.b.csv.bz2", "csv"),
-        ("b/a.txt.lz4", "text"),
+        ("a.txt", b"one\n\ntwo\n"),
+        ("a.jsonl", b'{"text": "one"}\n\n{"prompt": "two"}'),
+        ("a", b'{"text": "one"}\n\n{"text": "two"}'),
+        ("a.txt", parquet({"text": ["one", "", "two"]})),
     ],
 )
-def test_the_suffix_tells_the_format(path, kind):
-    assert InputSpec(uri="/in").format_of(path) == kind
+def test_the_content_decides_where_the_name_does_not(read_rows, name, content):
+    assert good(read_rows({name: content})) == [(f"{name}:0", "one"), (f"{name}:2", "two")]
 
 
-@pytest.mark.parametrize("path", ["b/a", "b/a.gz", "b.txt/a", "b/a.pdf", "b/a.csv.zip", "b/.txt"])
-def test_a_file_whose_suffix_tells_nothing_is_refused(path):
-    with pytest.raises(JobError, match=r"set input.format to one of binary, csv, jsonl, parquet, text"):
-        InputSpec(uri="/in").format_of(path)
-
-
-def test_a_declared_format_wins_over_the_suffix():
-    assert InputSpec(uri="/in", format="jsonl").format_of("b/a.txt") == "jsonl"
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "rows"),
-    [
-        ("a.txt", b"one\ntwo\n", [("a.txt:0", "one"), ("a.txt:1", "two")]),
-        ("a.txt", b"one\ntwo", [("a.txt:0", "one"), ("a.txt:1", "two")]),
-        ("a.txt", b"one\r\ntwo\r\n", [("a.txt:0", "one"), ("a.txt:1", "two")]),
-        ("a.txt", b"\n\none\n   \n\t\r\ntwo\n\n", [("a.txt:2", "one"), ("a.txt:5", "two")]),
-        ("a.txt", b"  indented \n", [("a.txt:0", "  indented ")]),
-        ("a.txt", "é\u2028ü\x0b\x0c漢\n".encode(), [("a.txt:0", "é\u2028ü\x0b\x0c漢")]),
-        ("a.txt", b"nul\0byte\n", [("a.txt:0", "nul\0byte")]),
-        ("a.txt", b"\n\n  \n", []),
-        ("a.txt", b"\xef\xbb\xbfone\ntwo\n", [("a.txt:0", "one"), ("a.txt:1", "two")]),
-        ("a.jsonl", b'{"text": "one"}\n\n{"prompt": "two"}', [("a.jsonl:0", "one"), ("a.jsonl:2", "two")]),
-        ("a.jsonl", b'\xef\xbb\xbf{"text": "one"}\r\n{"text": "\\u00e9"}', [("a.jsonl:0", "one"), ("a.jsonl:1", "é")]),
-        ("a.jsonl", b'{"text": "\\ud83d\\ude00"}', [("a.jsonl:0", "😀")]),
-        ("a.jsonl", b'{"text": "\\uD83D\\uDE00"}', [("a.jsonl:0", "😀")]),
-        ("a.csv", b"text,n\none,1\ntwo,2\n", [("a.csv:0", "one"), ("a.csv:1", "two")]),
-        ("a.csv", b"\xef\xbb\xbftext\r\none\r\n\r\ntwo", [("a.csv:0", "one"), ("a.csv:1", "two")]),
-        ("a.csv", b'n,text\n1,"a ""b"",\r\nc"\n2,d\n', [("a.csv:0", 'a "b",\r\nc'), ("a.csv:1", "d")]),
-        ("a.csv", b"text,n\n", []),
-        ("a.parquet", parquet({"text": ["one", "two"]}), [("a.parquet:0", "one"), ("a.parquet:1", "two")]),
-        ("a.parquet", parquet({"text": pa.array(["one"]).dictionary_encode()}), [("a.parquet:0", "one")]),
-        ("a.parquet", parquet({"text": pa.array([], pa.string())}), []),
-        ("a.bin", b"line one\nline two\r\n", [("a.bin:0", "line one\nline two\r\n")]),
-    ],
-)  # fmt: skip
-def test_every_format_is_read(read_rows, name, content, rows):
-    assert good(read_rows({name: content})) == rows
+def test_a_declared_format_wins_over_the_suffix(read_rows):
+    assert good(read_rows({"a.txt": b'{"text": "one"}\n'}, format="jsonl")) == [("a.txt:0", "one")]
 
 
 @pytest.mark.parametrize(
@@ -121,80 +78,51 @@ def test_every_compression_is_read(read_rows, name, content):
 @pytest.mark.parametrize(
     ("name", "content", "rows"),
     [
-        ("a.txt", b"ok\n\xff\n", [("a.txt:1", "UnicodeDecodeError")]),
-        ("a.jsonl", b'{"text": "a"}\n{"text":\n', [("a.jsonl:1", "JSONDecodeError")]),
-        ("a.jsonl", b'{"text": "a"} {"text": "b"}\n', [("a.jsonl:0", "JSONDecodeError")]),
-        ("a.jsonl", b'[1]\n"x"\nnull\n5\n', [(f"a.jsonl:{index}", "ValueError") for index in range(4)]),
-        ("a.jsonl", b'{"text": "\xff"}\n', [("a.jsonl:0", "UnicodeDecodeError")]),
-        ("a.jsonl", b'{"other": "a"}\n', [("a.jsonl:0", "MissingColumn")]),
-        ("a.jsonl", b"{}\n", [("a.jsonl:0", "MissingColumn")]),
-        ("a.jsonl", b'{"text": ""}\n', [("a.jsonl:0", "BadPrompt")]),
-        ("a.jsonl", b'{"text": null}\n', [("a.jsonl:0", "BadPrompt")]),
-        ("a.jsonl", b'{"text": []}\n', [("a.jsonl:0", "BadPrompt")]),
-        ("a.jsonl", b'{"text": 5}', [("a.jsonl:0", "BadPrompt")]),
-        ("a.jsonl", b'{"text": false}', [("a.jsonl:0", "BadPrompt")]),
-        ("a.jsonl", b'{"text": {}}', [("a.jsonl:0", "BadPrompt")]),
-        ("a.jsonl", b'{"text": 1' + b"0" * 5000 + b"}\n", [("a.jsonl:0", "ValueError")]),
-        ("a.csv", b"text,n\none\ntwo,2,3\n", [("a.csv:0", "ValueError"), ("a.csv:1", "ValueError")]),
-        ("a.csv", b"text\n\xff\nok\n", [("a.csv:0", "UnicodeEncodeError")]),
-        ("a.csv", b'text\n""\n', [("a.csv:0", "BadPrompt")]),
-        ("a.csv", b"a,b\n1,2\n", [("a.csv:0", "MissingColumn")]),
-        ("a.parquet", parquet({"text": ["a", None, ""]}), [("a.parquet:1", "BadPrompt"), ("a.parquet:2", "BadPrompt")]),
-        ("a.parquet", parquet({"text": [1.5]}), [("a.parquet:0", "BadPrompt")]),
-        ("a.bin", b"\x89PNG\xff", [("a.bin:0", "UnicodeDecodeError")]),
+        ("a.txt", b"ok\n\xff\n", [("a.txt:1", "decode", "UnicodeDecodeError")]),
+        ("a.jsonl", b'{"text": "a"}\n{"text":\n', [("a.jsonl:1", "parse", "JSONDecodeError")]),
+        ("a.jsonl", b'[1]\n"x"\n', [("a.jsonl:0", "parse", "ValueError"), ("a.jsonl:1", "parse", "ValueError")]),
+        ("a.jsonl", b'{"other": "a"}\n', [("a.jsonl:0", "parse", "MissingColumn")]),
+        ("a.json", b'[{"text": ""}, {"text": 5}]', [(f"a.json:{at}", "parse", "BadPrompt") for at in range(2)]),
+        ("a.csv", b"text,n\none\n", [("a.csv:0", "parse", "ValueError")]),
+        ("a.csv", b'text\n""\n', [("a.csv:0", "parse", "BadPrompt")]),
+        ("a.parquet", parquet({"text": ["a", None]}), [("a.parquet:1", "parse", "BadPrompt")]),
+        ("a.parquet", parquet({"text": [1.5]}), [("a.parquet:0", "parse", "BadPrompt")]),
+        ("a.parquet", b"PAR1\0\0", [("a.parquet:0", "read", "str")]),
+        ("a.bin", b"\x89PNG\xff", [("a.bin:0", "decode", "UnicodeDecodeError")]),
+        ("a.txt.gz", gzip.compress(b"one\n")[:-4], [("a.txt.gz:1", "read", "str")]),
+        ("a.parquet.gz", gzip.compress(parquet({"text": ["a"]}))[:-20], [("a.parquet.gz:0", "read", "str")]),
     ],
 )  # fmt: skip
-def test_a_bad_row_is_told_by_its_kind(read_rows, name, content, rows):
-    assert bad(read_rows({name: content})) == rows
+def test_a_bad_row_is_told_by_its_stage_and_kind(read_rows, name, content, rows):
+    assert [(row["id"], row["stage"], row["error_type"]) for row in read_rows({name: content}) if row["stage"]] == rows
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("line", "job", "options"),
     [
-        rb'{"text": "\ud800"}',
-        rb'{"text": "\uD800"}',
-        rb'{"text": "ok", "more": ["\uDFff"]}',
-        rb'{"text": "ok", "\uD800": 1}',
-        b'{"text": "\xed\xa0\x80"}',
-        b"[" * 100_000,
-        b'{"text": "ok", "more": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        (b'{"text": "ok", "a": ["fr"]}', {"lora": {"adapters": {"fr": "/fr"}}}, {"adapter_column": "a"}),
+        (b'{"text": "ok", "n": 55296}', {}, {"template": "{{ '%c' % n }}"}),
+        (b'{"text": "ok", "n": 1e999}', {}, {"template": "{{ n|int }}"}),
+        (b"[" * 100_000, {}, {}),
+        (rb'{"text": "\ud800"}', {}, {}),
     ],
-    ids=["escaped", "escaped in capitals", "in another column", "in a column's name", "raw", "deep", "deep and closed"],
+    ids=["list for a name", "surrogate by template", "infinite", "deep", "surrogate"],
 )
-def test_a_hostile_line_fails_alone(carry, line):
-    data, errors = carry({"a.jsonl": b'{"text": "one"}\n' + line + b'\n{"text": "two"}\n'})
-    assert ([row["prompt"] for row in data], [row["id"] for row in errors]) == (["one", "two"], ["a.jsonl:1"])
+def test_a_hostile_line_fails_alone(read_rows, line, job, options):
+    fine = b'{"text": "fine", "n": 97}\n'
+    rows = read_rows({"a.jsonl": fine + line + b"\n" + fine}, job=job, **options)
+    assert [row["stage"] is None for row in rows] == [True, False, True]
+
+
+@pytest.mark.parametrize("depth", range(900, 1000, 7))
+def test_no_depth_of_messages_ends_the_reading(read_rows, depth):
+    line = '{"messages": [{"role": "user", "content": ' + "[" * depth + "]" * depth + "}]}\n"
+    assert len(read_rows({"a.jsonl": line.encode() * 2}, job={"task": "chat"})) == 2
 
 
 def test_a_csv_file_whose_header_is_no_utf8_does_not_end_the_run(read_rows):
     rows = read_rows({"a.csv": "größe,text\n1,a\n2,b\n".encode("latin-1"), "b.txt": b"ok\n"})
     assert [row["id"] for row in rows] == ["a.csv:0", "a.csv:1", "b.txt:0"]
-
-
-def test_a_long_csv_value_is_one_prompt(read_rows):
-    prompt = "long\n" * 40_000
-    assert good(read_rows({"a.csv": f'text,n\n"{prompt}",1\nshort,2\n'.encode()})) == [
-        ("a.csv:0", prompt),
-        ("a.csv:1", "short"),
-    ]
-
-
-@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.bin"])
-def test_a_prompt_of_many_megabytes_is_one_prompt(read_rows, name):
-    prompt = "0123456789" * (3 * MIB // 10)
-    contents = {
-        "a.txt": prompt.encode(),
-        "a.bin": prompt.encode(),
-        "a.jsonl": json.dumps({"text": prompt}).encode(),
-        "a.csv": b"text\n" + prompt.encode(),
-    }
-    assert good(read_rows({name: contents[name]})) == [(f"{name}:0", prompt)]
-
-
-@pytest.mark.parametrize("length", range(MIB - 3, MIB + 2))
-def test_a_line_may_end_wherever_a_chunk_does(read_rows, length):
-    lines = ["x" * length, "second", "third"]
-    assert [prompt for _, prompt in good(read_rows({"a.txt": "\r\n".join(lines).encode()}))] == lines
 
 
 @pytest.mark.parametrize(
@@ -213,30 +141,6 @@ def test_a_bad_row_keeps_its_raw_text(read_rows, name, content, raw):
     assert raw in row["raw"]
 
 
-def test_the_raw_text_of_a_bad_row_is_cut(read_rows):
-    (row,) = read_rows({"a.jsonl": b'{"text": ' + b"x" * 10_000 + b"\n"})
-    assert len(row["raw"]) == 4096
-
-
-def test_a_missing_column_is_told_with_those_that_are_there(read_rows):
-    (row,) = read_rows({"a.csv": b"question,answer\na,b\n"})
-    assert row["error"] == "no column 'text'; the row has: question, answer"
-
-
-@pytest.mark.parametrize(
-    ("record", "error"),
-    [
-        ({"text": ""}, "column 'text' is empty"),
-        ({"text": None}, "column 'text' is empty"),
-        ({"text": 5}, "column 'text' is a int, not text"),
-        ({"text": {"a": 1}}, "column 'text' is a dict, not text"),
-    ],
-)
-def test_a_bad_prompt_is_told_by_what_it_is(read_rows, record, error):
-    (row,) = read_rows({"a.jsonl": json.dumps(record).encode()})
-    assert row["error"] == error
-
-
 def test_a_bad_row_has_no_prompt(read_rows):
     (row,) = read_rows({"a.jsonl": b'{"text": 5}\n'})
     assert row["prompt"] is None
@@ -247,31 +151,46 @@ def test_a_row_has_its_place_in_the_input(read_rows, tmp_path):
     assert (row["source_uri"], row["position"]) == (f"{tmp_path}/in/sub/a.txt", 2)
 
 
-@pytest.mark.parametrize(
-    ("record", "column", "prompt"),
-    [
-        ({"text": "t", "prompt": "p"}, None, "t"),
-        ({"prompt": "p"}, None, "p"),
-        ({"text": "t", "question": "q"}, "question", "q"),
-        ({"text": "t", "prompt": "p"}, "prompt", "p"),
-        ({"id": "x"}, "id", "x"),
-        ({"text": [{"role": "user", "content": "é"}]}, None, '[{"role": "user", "content": "é"}]'),
-    ],
-)
-def test_the_prompt_comes_from_the_column_that_is_named_or_from_text_or_prompt(read_rows, record, column, prompt):
-    (row,) = read_rows({"a.jsonl": json.dumps(record).encode()}, column=column)
-    assert row["prompt"] == prompt
-
-
 def test_chat_messages_are_read_from_parquet(read_rows):
     messages = [{"role": "user", "content": "Hi"}]
-    (row,) = read_rows({"a.parquet": parquet({"messages": [messages]})}, column="messages")
-    assert json.loads(row["prompt"]) == messages
+    (row,) = read_rows({"a.parquet": parquet({"messages": [messages]})}, job={"task": "chat"})
+    assert (json.loads(row["prompt"]), json.loads(row["request"])["messages"]) == (messages, messages)
+
+
+@pytest.mark.parametrize("end", [b"", b"not JSON\n"], ids=["a table", "line by line"])
+def test_a_row_comes_out_the_same_whatever_is_next_to_it(read_rows, end):
+    lines = b'{"text": "a", "n": 1}\n{"prompt": "b"}\n{"n": 2}\n{"text": null, "n": 3}\n'
+    rows = read_rows({"a.jsonl": lines + end})[:4]
+    told = [(row["prompt"], row["error_type"], row["raw"], row["n"]) for row in rows]
+    assert told == [
+        ("a", None, None, 1),
+        ("b", None, None, None),
+        (None, "MissingColumn", '{"n": 2}', None),
+        (None, "BadPrompt", '{"text": null, "n": 3}', None),
+    ]
 
 
 def test_an_id_column_names_the_rows(read_rows):
     rows = read_rows({"a.jsonl": b'{"text": "a", "key": "k1"}\n{"text": "b", "key": 2}\n'}, id_column="key")
     assert [row["id"] for row in rows] == ["k1", "2"]
+
+
+@pytest.mark.parametrize(
+    "lines", [b'{"text": "a", "key": "k"}\n' * 3, b'{"text": "", "key": "k"}\n' * 3], ids=["good", "bad"]
+)
+def test_the_first_row_of_an_id_keeps_it_and_the_others_fail(tmp_path, cluster, make_spec, lines):
+    (tmp_path / "a.jsonl").write_bytes(lines)
+    (tmp_path / "b.jsonl").write_bytes(lines)
+    spec = make_spec(input={"uri": str(tmp_path), "id_column": "key"})
+    found = source.look(spec)
+    repeated = find_repeated(found.filesystem, found.files, source.RowMaker(spec, found).names)
+    reader = source.PromptDatasource(spec, found, None, repeated)
+    rows = [row for task in reader.get_read_tasks(1) for block in task() for row in block.to_pylist()]
+    assert [(row["id"], row["error_type"]) for row in rows][1:] == [
+        (f"{name}:{at}", "DuplicateId")
+        for name, at in [("a.jsonl", 1), ("a.jsonl", 2), *(("b.jsonl", at) for at in range(3))]
+    ]
+    assert (rows[0]["id"], rows[5]["error"]) == ("k", "the id 'k' is that of a.jsonl:0 too")
 
 
 def test_a_bad_row_keeps_the_id_of_its_id_column(read_rows):
@@ -286,65 +205,76 @@ def test_a_row_without_its_id_is_bad(read_rows, line):
 
 def test_the_inputs_own_columns_come_out(carry):
     data, _ = carry({"a.jsonl": b'{"text": "a", "n": 5, "tags": ["x"], "meta": {"k": null}}\n'})
-    assert {name: data[0][name] for name in ("text", "n", "tags", "meta")} == {
+    assert {name: data[0][name] for name in ("text", "n", "tags", "meta", "rescued_data")} == {
         "text": "a",
         "n": 5,
         "tags": ["x"],
-        "meta": {"k": None},
+        "meta": '{"k": null}',
+        "rescued_data": None,
     }
 
 
 def test_own_columns_of_our_names_come_out_under_another(carry):
-    line = {"text": "p", "id": "i", "model": "m2", "prompt": "q", "finish_reason": None, "num_input_tokens": [1]}
+    line = {"text": "p", "id": "i", "model": "m2", "prompt": "q", "error": "e", "rescued_data": "r", "input_id": "j"}
     data, _ = carry({"a.jsonl": json.dumps(line).encode()})
     assert {name: data[0][name] for name in data[0] if name.startswith("input_")} == {
         f"input_{name}": value for name, value in line.items() if name != "text"
     }
 
 
-def test_own_columns_that_only_errors_have_too_keep_their_names(carry):
-    line = {"text": "p", "stage": 1, "error": "e", "error_type": 2.5, "raw": "r", "position": 9, "source_uri": "u"}
-    data, errors = carry({"a.jsonl": json.dumps(line).encode()})
-    assert ({name: data[0][name] for name in line}, errors) == (line, [])
+@pytest.mark.parametrize(
+    ("record", "options", "names"),
+    [
+        ({"prompt": "p", "n": 1}, {}, ["n"]),
+        ({"prompt": "p", "n": 1}, {"column": "prompt"}, ["n"]),
+        ({"prompt": "p", "text": "t"}, {}, ["input_prompt", "text"]),
+        ({"prompt": "p", "n": "t"}, {"column": "n"}, ["input_prompt", "n"]),
+        ({"prompt": "p"}, {"template": "{{ prompt }}!"}, ["input_prompt"]),
+    ],
+)
+def test_the_column_prompt_is_not_kept_twice_if_it_is_the_prompt(carry, record, options, names):
+    (row,), _ = carry({"a.jsonl": json.dumps(record).encode()}, **options)
+    assert [*row][7:] == [*names, "rescued_data"]
 
 
 @pytest.mark.parametrize(
-    ("record", "values"),
+    ("name", "content", "kept"),
     [
-        ({"text": "p", "id": "ours", "input_id": "theirs"}, {"ours", "theirs"}),
-        ({"prompt": "p", "input_prompt": "theirs"}, {"theirs"}),
+        ("a.jsonl", b'{"text": "p", "n": "first", "n": "last"}\n', {"n": "last"}),
+        ("a.csv", b"text,n,n\np,first,last\n", {"n": "first", "n_2": "last"}),
     ],
 )
-def test_no_own_column_is_lost_for_its_name(carry, record, values):
-    data, _ = carry({"a.jsonl": json.dumps(record).encode()})
-    assert values <= set(data[0].values())
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("a.jsonl", b'{"text": "p", "n": "first", "n": "last"}\n'),
-        ("a.csv", b"text,n,n\np,first,last\n"),
-    ],
-)
-def test_of_two_columns_of_one_name_the_last_is_kept(carry, name, content):
+def test_columns_of_one_name_are_told_apart_where_the_format_allows(carry, name, content, kept):
     data, _ = carry({name: content})
-    assert data[0]["n"] == "last"
+    assert {column: data[0][column] for column in kept} == kept
 
 
-def test_csv_values_stay_text(carry):
-    data, _ = carry({"a.csv": b"text,n,\np,007,x\n"})
-    assert (data[0]["n"], data[0][""]) == ("007", "x")
+def test_parquet_columns_of_one_name_and_of_none_are_told_apart(carry):
+    stream = io.BytesIO()
+    pq.write_table(pa.Table.from_arrays([["p"], [1], [2], [3]], ["text", "n", "n", ""]), stream)
+    (row,), _ = carry({"a.parquet": stream.getvalue()})
+    assert (row["n"], row["n_2"], row["column_4"], row["rescued_data"]) == (1, 2, 3, None)
+
+
+def test_text_has_no_column_for_what_does_not_fit(carry):
+    (row,), _ = carry({"a.txt": b"p\n"})
+    assert "rescued_data" not in row
 
 
 def test_own_columns_follow_those_of_the_contract_in_their_own_order(carry):
     data, _ = carry({"a.jsonl": b'{"z": 1, "text": "a", "b": 2}\n'})
-    assert [*data[0]][7:] == ["z", "text", "b"]
+    assert [*data[0]][7:] == ["z", "text", "b", "rescued_data"]
 
 
 def test_rows_with_differing_columns_are_filled_with_null(carry):
     data, _ = carry({"a.jsonl": b'{"text": "a", "x": 1}\n{"text": "b", "y": 2}\n'})
     assert [(row["x"], row["y"]) for row in data] == [(1, None), (None, 2)]
+
+
+def test_what_the_sample_did_not_show_is_rescued(carry):
+    lines = b'{"text": "a", "n": 1}\n' * 2_000 + b'{"text": "b", "n": 1.5, "new": [1]}\n'
+    data, _ = carry({"a.jsonl": lines})
+    assert (len(data), data[-1]["n"], json.loads(data[-1]["rescued_data"])) == (2_001, None, {"new": [1], "n": 1.5})
 
 
 @pytest.mark.parametrize(
@@ -356,27 +286,21 @@ def test_rows_with_differing_columns_are_filled_with_null(carry):
         (1, 1.5),
         ([1], ["s"]),
         ({"a": 1}, "s"),
-        ({"a": 1}, {"a": "s"}),
         ({"a": 1}, {"b": 2}),
-        ({"a": 1}, [1]),
         (None, {"a": 1}),
         ([], [1]),
         ({}, {"a": 1}),
     ],
     ids=str,
 )
-def test_columns_of_differing_types_in_different_files_are_all_carried(carry, first, second):
+def test_values_of_differing_types_in_different_files_are_all_kept(carry, first, second):
     values = {"a.jsonl": first, "b.jsonl": second}
     data, _ = carry({name: json.dumps({"text": name, "v": value}).encode() for name, value in values.items()})
-    assert [row["prompt"] for row in data] == ["a.jsonl", "b.jsonl"]
-
-
-@pytest.mark.parametrize(
-    "value", ["{}", "[{}]", '{"a": {}}', "[" * 90 + "]" * 90, "1e999", str(2**70)], ids=lambda v: v[:9]
-)
-def test_a_value_that_parquet_does_not_know_is_carried(carry, value):
-    data, _ = carry({"a.jsonl": f'{{"text": "p", "v": {value}}}\n'.encode()})
-    assert len(data) == 1
+    kept = [json.loads(row["rescued_data"])["v"] if row["rescued_data"] else row["v"] for row in data]
+    assert [one if one == value else json.loads(one) for one, value in zip(kept, values.values(), strict=True)] == [
+        first,
+        second,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -384,20 +308,26 @@ def test_a_value_that_parquet_does_not_know_is_carried(carry, value):
     [
         (pa.array([7], pa.int32()), 7),
         (pa.array([b"\xff"]), b"\xff"),
-        (pa.array([2**63], pa.uint64()), None),
-        (pa.array([0], pa.timestamp("us", tz="UTC")), None),
-        (pa.array([0], pa.date32()), None),
-        (pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64())), None),
-        (pa.array([[("a", 0)]], pa.map_(pa.string(), pa.timestamp("us"))), None),
+        (pa.array([2**63], pa.uint64()), 2**63),
+        (pa.array([0], pa.date32()), dt.date(1970, 1, 1)),
+        (pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64())), [("a", 1)]),
         (pa.array([{"a": [1, None]}]), {"a": [1, None]}),
+        (pa.array(["x"]).dictionary_encode(), "x"),
         (pa.nulls(1), None),
     ],
     ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",
 )
-def test_every_type_of_a_parquet_column_is_carried(carry, column, value):
-    data, _ = carry({"a.parquet": parquet({"text": ["p"], "v": column})})
-    assert "v" in data[0]
-    assert value is None or data[0]["v"] == value
+@pytest.mark.parametrize("texts", [["p"], ["p", ""]], ids=["as a table", "row by row"])
+def test_every_type_of_a_parquet_column_is_carried(carry, column, value, texts):
+    data, _ = carry({"a.parquet": parquet({"text": texts, "v": pa.concat_arrays([column] * len(texts))})})
+    assert [(row["v"], row["rescued_data"]) for row in data] == [(value, None)]
+
+
+@pytest.mark.parametrize("texts", [["p"], ["p", ""]], ids=["as a table", "row by row"])
+def test_a_time_past_pythons_years_is_carried_as_it_is(read, texts):
+    times = pa.array([2**62] * len(texts), pa.timestamp("us"))
+    (block,) = read({"a.parquet": parquet({"text": texts, "t": times})})
+    assert block.column("t")[0].cast(pa.int64()).as_py() == 2**62
 
 
 NAMES = [
@@ -419,10 +349,10 @@ def test_any_file_name_is_read_and_is_part_of_the_id(read_rows, name):
     assert good(read_rows({name: b"p\n"})) == [(f"{name}:0", "p")]
 
 
-def test_a_file_given_by_itself_names_its_rows_by_its_own_name(cluster, tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_bytes(b"p\n")
-    reader = source.PromptDatasource(InputSpec(uri=str(path)), storage.list_files(str(path)))
+def test_a_file_given_by_itself_names_its_rows_by_its_own_name(cluster, tmp_path, make_spec):
+    (tmp_path / "a.txt").write_bytes(b"p\n")
+    spec = make_spec(input={"uri": str(tmp_path / "a.txt")})
+    reader = source.PromptDatasource(spec, source.look(spec))
     assert [block.column("id").to_pylist() for task in reader.get_read_tasks(1) for block in task()] == [["a.txt:0"]]
 
 
@@ -435,18 +365,73 @@ def test_ids_go_on_over_blocks(read_rows):
     assert [row["id"] for row in rows] == [f"a.parquet:{index}" for index in range(1100)]
 
 
-def test_the_rows_of_every_file_are_told_to_the_board(near_board, tmp_path):
+def test_the_rows_of_every_file_are_told_to_the_board(near_board, tmp_path, make_spec):
     (tmp_path / "a.txt").write_bytes(b"x\n" * 600)
     (tmp_path / "b.jsonl").write_bytes(b"bad\nworse\n")
-    spec = InputSpec(uri=str(tmp_path))
-    reader = source.PromptDatasource(spec, storage.list_files(spec.uri), near_board)
+    spec = make_spec(input={"uri": str(tmp_path)})
+    reader = source.PromptDatasource(spec, source.look(spec), near_board)
     assert sum(block.num_rows for task in reader.get_read_tasks(2) for block in task()) == 602
     now = near_board.board.snapshot()
     assert (now.rows_read, now.files_read) == (602, 2)
 
 
 @pytest.mark.parametrize("anonymous", [True, False])
-def test_no_secret_travels_with_the_source(cluster, bucket_uri, anonymous):
-    spec = InputSpec(uri=bucket_uri, anonymous=anonymous)
-    reader = source.PromptDatasource(spec, [(bucket_uri.removeprefix("s3://") + "/a.txt", 5)])
+def test_no_secret_travels_with_the_source(cluster, bucket_uri, make_spec, anonymous):
+    spec = make_spec(input={"uri": bucket_uri, "anonymous": anonymous})
+    filesystem, path = storage.filesystem(bucket_uri, anonymous=anonymous)
+    found = source.Input(filesystem, [storage.File(path + "/a.txt", 5, "a.txt")], {}, False, Columns())
+    reader = source.PromptDatasource(spec, found)
     assert cluster.secret_key.encode() not in ray.cloudpickle.dumps(reader)
+
+
+@pytest.fixture
+def looked(tmp_path, make_spec):
+    """What a look at files shows."""
+
+    def look(files, **options):
+        for name, content in files.items():
+            (tmp_path / name).write_bytes(content)
+        return source.look(make_spec(input={"uri": str(tmp_path), **options}))
+
+    return look
+
+
+def test_a_look_tells_every_format_that_there_is_and_what_decided(looked, tmp_path):
+    found = looked({"a.txt": b"x\n", "b": b'{"text": "a"}\n'})
+    assert found.formats == {"text": (f"{tmp_path}/a.txt", ""), "jsonl": (f"{tmp_path}/b", "it looks like jsonl")}
+
+
+def test_a_look_tells_what_the_fingerprint_is_made_of(looked, tmp_path):
+    found = looked({"a.txt": b"x\n", "b.txt": b"123"})
+    assert (found.num_bytes, found.identity) == (5, [(f"{tmp_path}/a.txt", 2), (f"{tmp_path}/b.txt", 3)])
+
+
+LINE = b'{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "p"}}\n'
+
+
+def test_openai_lines_are_found_by_their_content(looked):
+    assert looked({"a.jsonl": LINE, "b.json": LINE}).openai
+
+
+def test_openai_lines_beside_other_rows_are_refused(looked):
+    with pytest.raises(JobError, match=r"b.txt is no OpenAI batch file, but others are"):
+        looked({"a.jsonl": LINE, "b.txt": b"x\n"})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [gzip.compress(b"x")[:-9], b"\x1f\x8b\xff", b"PAR1\xff", b"\xff\xfe\0", b"[", b"\n", b"{", b'"', b"\0"],
+    ids=repr,
+)
+@pytest.mark.parametrize("name", ["a", "a.jsonl", "a.json", "a.csv", "a.parquet", "a.txt.gz", "a.parquet.gz", "a.bin"])
+def test_no_broken_file_ends_a_look_or_the_reading(read_rows, name, content):
+    rows = read_rows({name: content, "z.txt": b"fine\n"})
+    assert good(rows)[-1] == ("z.txt:0", "fine")
+
+
+def test_a_look_does_not_unpack_more_than_it_needs(looked):
+    bomb = compressed(b"\0" * (128 * MIB), "zstd")
+    assert len(bomb) < 1 << 16
+    before = pa.total_allocated_bytes()
+    source._decompressed(bomb, "zstd")
+    assert pa.total_allocated_bytes() - before < MIB

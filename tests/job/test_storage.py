@@ -8,6 +8,7 @@ import pytest
 
 from rayferry.job import storage
 from rayferry.job.errors import JobError
+from rayferry.job.storage import File
 from rayferry.submit.local import stack as local_stack
 
 
@@ -27,7 +28,7 @@ def fill(place, *names, content=b"x"):
 
 def names_under(place, **options):
     _, root = storage.filesystem(place)
-    return [path.removeprefix(root + "/") for path, _ in storage.list_files(place, **options)]
+    return [file.path.removeprefix(root + "/") for file in storage.list_files([place], **options)]
 
 
 def read_bytes(uri):
@@ -43,28 +44,28 @@ def test_files_are_listed_in_the_order_of_their_names(place):
 
 def test_files_are_listed_with_their_sizes(place):
     fill(place, "a.txt", content=b"12345")
-    assert [size for _, size in storage.list_files(place)] == [5]
+    assert [file.num_bytes for file in storage.list_files([place])] == [5]
 
 
 @pytest.mark.parametrize("end", ["", "/"])
 def test_a_prefix_is_the_same_with_and_without_its_last_slash(place, end):
     fill(place, "a.txt")
-    assert [path.rpartition("/")[2] for path, _ in storage.list_files(place + end)] == ["a.txt"]
+    assert [file.label for file in storage.list_files([place + end])] == ["a.txt"]
 
 
 def test_a_file_can_be_given_by_itself(place):
     fill(place, "a.txt", "a.txt.bak")
-    assert [path.rpartition("/")[2] for path, _ in storage.list_files(place + "/a.txt")] == ["a.txt"]
+    assert [file.label for file in storage.list_files([place + "/a.txt"])] == ["a.txt"]
 
 
 def test_a_file_given_by_itself_may_have_a_hidden_name(place):
     fill(place, "_a.txt")
-    assert len(storage.list_files(place + "/_a.txt")) == 1
+    assert len(storage.list_files([place + "/_a.txt"])) == 1
 
 
 def test_a_prefix_ends_at_a_slash(place):
     fill(place, "in/a.txt", "input/b.txt")
-    assert len(storage.list_files(place + "/in")) == 1
+    assert len(storage.list_files([place + "/in"])) == 1
 
 
 def test_files_without_a_byte_are_passed_over(place):
@@ -91,13 +92,73 @@ def test_any_name_is_listed_as_it_is(place, name):
 
 def test_a_place_without_input_is_refused(place):
     with pytest.raises(JobError, match="no input there"):
-        storage.list_files(place)
+        storage.list_files([place])
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("*.txt", ["a.txt"]),
+        ("*", ["a.jsonl", "a.txt"]),
+        ("**/*.txt", ["a.txt", "x/b.txt", "x/y/c.txt"]),
+        ("x/*.txt", ["x/b.txt"]),
+        ("*/*.txt", ["x/b.txt"]),
+        ("?.txt", ["a.txt"]),
+        ("[a-b].txt", ["a.txt"]),
+        ("x/**", ["x/b.txt", "x/y/c.txt"]),
+    ],
+)
+def test_a_glob_finds_what_it_matches_and_nothing_hidden(place, pattern, names):
+    fill(place, "a.txt", "a.jsonl", "x/b.txt", "x/y/c.txt", "_x.txt", ".z/d.txt")
+    _, root = storage.filesystem(place)
+    assert [file.path.removeprefix(root + "/") for file in storage.list_files([f"{place}/{pattern}"])] == names
+
+
+def test_a_glob_in_a_file_uri_finds_the_same(tmp_path):
+    fill(str(tmp_path), "a.txt", "ab.txt", "c.jsonl")
+    assert [file.label for file in storage.list_files([f"file://{tmp_path}/?.txt"])] == ["a.txt"]
+
+
+def test_a_glob_that_matches_nothing_is_refused(place):
+    fill(place, "a.txt")
+    with pytest.raises(JobError, match="no input there"):
+        storage.list_files([place + "/*.csv"])
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_taken_by_its_name(place):
+    fill(place, "a[1].txt", "a1.txt")
+    assert [file.label for file in storage.list_files([place + "/a[1].txt"])] == ["a[1].txt"]
+
+
+def test_several_uris_make_one_list_in_the_order_of_paths_without_repeats(place):
+    fill(place, "b/x.txt", "a/y.txt")
+    _, root = storage.filesystem(place)
+    found = storage.list_files([place + "/b", place + "/a/", place + "/b/x.txt"])
+    assert [file.path.removeprefix(root + "/") for file in found] == ["a/y.txt", "b/x.txt"]
+
+
+def test_files_of_several_uris_are_labelled_by_their_whole_paths(place):
+    fill(place, "a/x.txt", "b/x.txt")
+    found = storage.list_files([place + "/a", place + "/b"])
+    assert [file.label for file in found] == [file.path for file in found]
+
+
+@pytest.mark.parametrize(("uri", "label"), [("", "a/x.txt"), ("/a/x.txt", "x.txt"), ("/a/*.txt", "x.txt")])
+def test_a_file_of_one_uri_is_labelled_by_its_path_below_it(place, uri, label):
+    fill(place, "a/x.txt")
+    assert [file.label for file in storage.list_files([place + uri])] == [label]
+
+
+def test_each_of_several_uris_must_hold_something(place):
+    fill(place, "a/x.txt")
+    with pytest.raises(JobError, match=r"/b: no input there"):
+        storage.list_files([place + "/a", place + "/b"])
 
 
 def test_a_place_with_nothing_but_hidden_files_is_refused(place):
     fill(place, "_SUCCESS")
     with pytest.raises(JobError, match="no input there"):
-        storage.list_files(place)
+        storage.list_files([place])
 
 
 @pytest.mark.parametrize(
@@ -141,9 +202,18 @@ def test_children_are_the_names_right_below_a_prefix(place, uri, names):
     assert storage.children(f"{place}/{uri}") == names
 
 
-def test_a_file_uri_is_a_path():
-    files, path = storage.filesystem("file:///data/a%20b")
-    assert (type(files), path) == (pafs.LocalFileSystem, "/data/a b")
+@pytest.mark.parametrize(
+    ("uri", "path"),
+    [
+        ("file:///data/a%20b", "/data/a b"),
+        ("file:/data/a", "/data/a"),
+        ("file:///a?.txt", "/a?.txt"),
+        ("file:///a#b%23", "/a#b#"),
+    ],
+)
+def test_a_file_uri_is_a_path(uri, path):
+    files, found = storage.filesystem(uri)
+    assert (type(files), found) == (pafs.LocalFileSystem, path)
 
 
 def test_a_path_is_taken_as_it_is():
@@ -213,21 +283,21 @@ def test_a_public_bucket_is_listed_without_credentials(stack, monkeypatch, form)
     bucket = public_bucket("*")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "wrong")  # so that a signed request would be refused
     if form == "uri":
-        found = storage.list_files(f"s3://anonymous@{bucket}/in")
+        found = storage.list_files([f"s3://anonymous@{bucket}/in"])
     else:
-        found = storage.list_files(f"s3://{bucket}/in", anonymous=True)
-    assert found == [(f"{bucket}/in/a.txt", 1)]
+        found = storage.list_files([f"s3://{bucket}/in"], anonymous=True)
+    assert found == [File(f"{bucket}/in/a.txt", 1, "a.txt")]
 
 
 def test_a_prefix_is_listed_by_who_may_read_below_it_alone(stack):
     bucket = public_bucket("in/*")
-    assert storage.list_files(f"s3://anonymous@{bucket}/in/") == [(f"{bucket}/in/a.txt", 1)]
+    assert storage.list_files([f"s3://anonymous@{bucket}/in/"]) == [File(f"{bucket}/in/a.txt", 1, "a.txt")]
 
 
 def test_a_bucket_that_is_not_public_refuses_an_anonymous_reader(bucket_uri):
     fill(bucket_uri, "a.txt")
     with pytest.raises(JobError, match=r"cannot be listed: .*check the bucket's name, the credentials"):
-        storage.list_files(bucket_uri, anonymous=True)
+        storage.list_files([bucket_uri], anonymous=True)
 
 
 def test_wrong_credentials_are_told_when_looking_up(bucket_uri, monkeypatch):

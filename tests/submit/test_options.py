@@ -123,11 +123,15 @@ def test_every_fault_of_a_file_is_told_at_once(job):
 
 @pytest.mark.parametrize(
     "uri",
-    ["bucket/prompts", "s3:/bucket/x", "s3://", "s3://B/x", "gs://bucket/x", "s3://bucket/a?b=c", "s3://[x", "C:\\x"],
+    ["bucket/prompts", "s3:/bucket/x", "s3://", "s3://B/x", "gs://bucket/x", "s3://[x", "C:\\x"],
 )
 @pytest.mark.parametrize("where", ["input", "output"])
 def test_what_is_no_uri_is_refused(job, uri, where):
     assert f"{where}.uri: {uri!r}: " in refused(job(), [f"{where}.uri='{uri}'"])
+
+
+def test_an_output_uri_holds_no_settings(job):
+    assert "output.uri: 's3://bucket/a?b=c': " in refused(job(), ["output.uri='s3://bucket/a?b=c'"])
 
 
 @pytest.mark.parametrize(

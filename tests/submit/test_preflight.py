@@ -141,9 +141,15 @@ def test_a_path_to_no_input_on_this_machine_is_refused(probe, tmp_path, files):
     assert (found.outcome, "no input there" in found.text) == ("failed", True)
 
 
-def test_input_of_an_unknown_format_on_this_machine_is_refused(probe, tmp_path):
+def test_input_of_an_unknown_suffix_passes(probe, tmp_path):
     (tmp_path / "prompts" / "b.xyz").write_text("x")
-    assert probe("input").outcome == "failed"
+    assert probe("input").outcome == "ok"
+
+
+def test_several_paths_to_input_are_counted_together(probe, tmp_path):
+    (tmp_path / "b.jsonl").write_text("x")
+    found = probe("input", input={"uri": [f"{tmp_path}/prompts", f"{tmp_path}/b.jsonl", f"{tmp_path}/*.jsonl"]})
+    assert found.text == f"{tmp_path}/prompts and 2 more: 2 files, 19 bytes"
 
 
 @pytest.mark.parametrize("files", [[], ["out/_meta/spec.json"]], ids=str)
@@ -200,6 +206,23 @@ def test_input_that_is_there_is_counted(at, uri):
 def test_input_that_is_not_there_is_refused(at, bucket_uri, objects, uri):
     found = at("input", *objects, uri=uri)
     assert (found.outcome, "no input there" in found.text) == ("failed", True)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("in/*.jsonl", ": 1 file, 1 bytes"),
+        ("in/**", ": 3 files, 3 bytes"),
+        ("in/?.txt", ": 1 file, 1 bytes"),
+        ("in/x/*", ": 1 file, 1 bytes"),
+        ("in/odd[1].txt", ": 1 file, 1 bytes"),
+        ("in/*.csv", "check input.uri"),
+    ],
+)
+def test_a_glob_counts_what_it_matches(at, pattern, said):
+    more = ["in/odd[1].txt"] if "[" in pattern else []
+    found = at("input", "in/a.jsonl", "in/a.txt", "in/x/b.txt", "in/_SUCCESS", *more, uri=pattern)
+    assert found.text.endswith(said)
 
 
 @pytest.mark.parametrize(

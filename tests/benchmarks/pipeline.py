@@ -1,0 +1,177 @@
+"""What Rayferry's own work costs: its pipeline with an engine that answers at once, against plain Ray Data.
+
+Each round reads the same JSON lines once by `ray.data.read_json(...).write_parquet(...)` and once by Rayferry (read,
+ids, prompts, batches to a replica through its real pump, answers, parts with sha256, manifest), in turn, and prints a
+RESULT line with rows per second and the ratio. With `--memory`, it prints the peak of all processes' memory (PSS) for
+each number of rows, Rayferry alone.
+
+    python tests/benchmarks/pipeline.py --rows 200000 --chars 400 --batch-size 1024 --rounds 3
+    python tests/benchmarks/pipeline.py --memory --rows 200000 2000000 --chars 100
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from contextlib import nullcontext
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
+import psutil
+import ray
+
+from rayferry.job import pipeline
+from rayferry.job.answers import Answers
+from rayferry.job.predictor import LLMPredictor
+from rayferry.job.pump import Pump
+from rayferry.job.spec import parse
+
+NUM_FILES = 8
+
+
+class AtOnce:
+    """An engine whose every answer is there in the next step."""
+
+    def __init__(self):
+        self._ids = count()
+        self._ready = deque()
+        self._answer = [SimpleNamespace(text="yes", finish_reason="stop", token_ids=[1], logprobs=None)]
+
+    def add(self, call):
+        name = str(next(self._ids))
+        self._ready.append(
+            SimpleNamespace(request_id=name, finished=True, outputs=self._answer, prompt_token_ids=[1, 2, 3])
+        )
+        return name
+
+    def step(self):
+        done, self._ready = self._ready, deque()
+        return done
+
+    def is_busy(self):
+        return bool(self._ready)
+
+
+class Replica(LLMPredictor):
+    """LLMPredictor with that engine."""
+
+    def __init__(self, spec, device, progress=None, *, openai=False):
+        self._answers = Answers(spec, openai=openai)
+        self._pump = Pump(AtOnce())
+        self._progress = progress
+        progress.replica_ready.remote(load_s=0.0, vllm="stub")
+
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+def write_rows(folder, num_rows, num_chars):
+    """JSON lines with a prompt of words, a number and a name."""
+    folder.mkdir()
+    words = "the quick brown fox jumps over the lazy dog and runs away "
+    prompt = (words * (num_chars // len(words) + 1))[:num_chars]
+    for at in range(NUM_FILES):
+        with (folder / f"{at}.jsonl").open("w") as out:
+            for row in range(at, num_rows, NUM_FILES):
+                out.write(json.dumps({"text": f"{row} {prompt}", "number": row, "name": f"name {row % 1000}"}) + "\n")
+
+
+def plain(source, target):
+    """Ray Data alone."""
+    start = time.monotonic()
+    ray.data.read_json(str(source)).write_parquet(str(target))
+    return time.monotonic() - start
+
+
+def rayferry(source, target, batch_size, num_rows):
+    """The whole job but for the engine."""
+    job = {
+        "model": "none",
+        "input": {"uri": str(source)},
+        "output": {"uri": str(target), "rows_per_part": 100_000},
+        "batch_size": batch_size,
+        "resources": {"device": "cpu"},
+    }
+    start = time.monotonic()
+    manifest = pipeline.run(parse(job, "job"), "bench", predictor=Replica)
+    elapsed = time.monotonic() - start
+    assert manifest["counts"] == {"total": num_rows, "succeeded": num_rows, "failed": 0}, manifest["counts"]
+    return elapsed
+
+
+class Peak:
+    """The most memory that this process and its children held together, sampled twice a second."""
+
+    def __enter__(self):
+        self.mib = 0.0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self):
+        me = psutil.Process()
+        while not self._ended.wait(0.5):
+            total = 0
+            for process in [me, *me.children(recursive=True)]:
+                try:
+                    total += process.memory_full_info().pss
+                except psutil.Error:
+                    continue
+            self.mib = max(self.mib, total / 2**20)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rows", type=int, nargs="+", default=[200_000])
+    parser.add_argument("--chars", type=int, default=400)
+    parser.add_argument("--batch-size", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--memory", action="store_true")
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="rayferry-bench-"))
+    ray.init(num_cpus=os.cpu_count(), include_dashboard=False, logging_level="ERROR", object_store_memory=2 << 30)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    peaks = []
+    try:
+        for num_rows in options.rows:
+            write_rows(folder / str(num_rows), num_rows, options.chars)
+            ratios = []
+            for at in range(1 if options.memory else options.rounds):
+                target = folder / f"out-{num_rows}-{at}"
+                with Peak() if options.memory else nullcontext() as peak:
+                    ours_s = rayferry(folder / str(num_rows), target / "ours", options.batch_size, num_rows)
+                shape = f"rows={num_rows} chars={options.chars} batch_size={options.batch_size}"
+                if options.memory:
+                    peaks.append(peak.mib)
+                    print(f"RESULT memory {shape} peak_mib={peak.mib:.0f} seconds={ours_s:.1f}", flush=True)
+                else:
+                    plain_s = plain(folder / str(num_rows), target / "plain")
+                    ratios.append(plain_s / ours_s)
+                    sides = f"plain={num_rows / plain_s:.0f}/s rayferry={num_rows / ours_s:.0f}/s"
+                    print(f"RESULT pipeline {shape} {sides} ratio={ratios[-1]:.2f}", flush=True)
+                shutil.rmtree(target)
+            if ratios:
+                print(f"RESULT pipeline rows={num_rows} median ratio={statistics.median(ratios):.2f}", flush=True)
+        if len(peaks) > 1:
+            print(f"RESULT memory ratio={peaks[-1] / peaks[0]:.2f}", flush=True)
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
