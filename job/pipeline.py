@@ -16,10 +16,12 @@ from rayferry.job.spec import JobSpec, ReplicaRange
 
 if TYPE_CHECKING:
     from rayferry.job.ids import Repeated
-    from rayferry.job.source import Input
+    from rayferry.job.look import Input
 
 # Rows that should be with an engine at once: twice the most sequences that vLLM runs together by default.
 _ROWS_IN_FLIGHT = {"gpu": 2048, "cpu": 512}
+# a hand-over takes some 50 ms of Ray's: fewer than these leave gaps
+_MIN_BATCHES_IN_FLIGHT = 8
 _MAX_BATCHES_IN_FLIGHT = 64
 
 
@@ -57,11 +59,12 @@ def run(spec: JobSpec, submission_id: str, predictor: type | None = None) -> dic
 
     check_ray(ray.__version__)
     from rayferry.job import manifest, progress, sink, source  # they import Ray Data
+    from rayferry.job.look import look
     from rayferry.job.predictor import LLMPredictor
 
     layout = Layout(spec.output.uri)
     _check_empty(layout)
-    found = source.look(spec)
+    found = look(spec)
     _tell(spec, found)
 
     if not ray.is_initialized():
@@ -176,7 +179,7 @@ def _pool(spec: JobSpec, placement: Placement) -> dict[str, Any]:
         size = {"size": spec.replicas}
     # enough to keep the engine full while the slowest row of a batch is awaited
     rows = 2 * spec.engine.max_num_seqs if spec.engine.max_num_seqs else _ROWS_IN_FLIGHT[placement.device]
-    batches = max(2, min(_MAX_BATCHES_IN_FLIGHT, -(-rows // spec.batch_size)))
+    batches = max(_MIN_BATCHES_IN_FLIGHT, min(_MAX_BATCHES_IN_FLIGHT, -(-rows // spec.batch_size)))
     if "max_concurrent_calls_per_actor" in inspect.signature(ActorPoolStrategy).parameters:
         return {"compute": ActorPoolStrategy(**size, max_concurrent_calls_per_actor=batches)}
     return {"compute": ActorPoolStrategy(**size), "max_concurrency": batches}  # an older Ray

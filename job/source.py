@@ -1,189 +1,28 @@
 """Prompts in: the input's files as a Ray Dataset of rows with ids."""
 
 import time
-from collections.abc import Container, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray
 from ray.data.datasource import DefaultFileMetadataProvider, FileBasedDatasource
 
-from rayferry.job import columns, storage
-from rayferry.job.columns import Columns
-from rayferry.job.errors import JobError
-from rayferry.job.formats import HEAD_BYTES, Kind, by_name, compression_of, decide
 from rayferry.job.ids import Repeated, hash_of
-from rayferry.job.input_spec import InputSpec
+from rayferry.job.look import Input, open_as, own, prompt_column
 from rayferry.job.openai_batch import BatchLines
 from rayferry.job.prompts import Prompter
-from rayferry.job.readers import (
-    BadRecordError,
-    Chunk,
-    Inflated,
-    Record,
-    distinct,
-    is_store_failure,
-    read_chunks,
-    whole,
-)
-from rayferry.job.rows import SOURCE_SCHEMA, RowError, answer_schema, json_text, raw_text, reserved_names
+from rayferry.job.readers import read_chunks
+from rayferry.job.records import BadRecordError, Chunk, Record
+from rayferry.job.rows import SOURCE_SCHEMA, RowError, json_text, raw_text
 from rayferry.job.spec import JobSpec
 from rayferry.job.storage import File
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
-_MAX_SAMPLED_FILES = 32
-_SAMPLED_ROWS = 1000
-_PIECE_BYTES = 512
 _TELL_EVERY_S = 1.0
-# All that makes a row's prompt more than one column's text.
-_BEYOND_COLUMN = ("template", "messages_column", "token_ids_column", "document_column", "image_column",
-                  "sampling_column", "adapter_column")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Input:
-    """What a look at the input showed, before anything is read in full.
-
-    Attributes:
-        filesystem: where they are.
-        files: the files, in order.
-        formats: each format that the sampled files have, with one such file and what decided.
-        openai: rows are OpenAI batch lines; what is not, in whatever file, is a failed row.
-        columns: the input's own columns.
-        dropped: the input's column that is not kept, as it is `prompt` already.
-    """
-
-    filesystem: Any
-    files: list[File]
-    formats: dict[str, tuple[str, str]]
-    openai: bool
-    columns: Columns
-    dropped: str | None = None
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of all files together."""
-        return sum(file.num_bytes for file in self.files)
-
-    @property
-    def identity(self) -> list[tuple[str, int]]:
-        """Path and size of every file, for the fingerprint."""
-        return [(file.path, file.num_bytes) for file in self.files]
-
-
-def look(spec: JobSpec) -> Input:
-    """Lists the input and samples it: what its files are, and which columns rows bring along.
-
-    Reads the beginning of at most 32 files, evenly spread.
-
-    Raises:
-        JobError: nothing is there, or the store does not answer.
-    """
-    files = storage.list_files(spec.input.uris, anonymous=spec.input.anonymous)
-    step = max(1, -(-len(files) // _MAX_SAMPLED_FILES))
-    sampled = files[::step]
-    filesystem, _ = storage.filesystem(spec.input.uris[0], anonymous=spec.input.anonymous)
-    with ThreadPoolExecutor(min(16, len(sampled))) as pool:
-        looks = list(pool.map(lambda file: _look_at(filesystem, file, spec.input), sampled))
-    formats = {kind.format: (file.path, kind.reason) for file, (kind, _) in zip(sampled, looks, strict=True)}
-    openai = "openai" in formats
-    reserved = reserved_names(answer_schema(spec, openai=openai))
-    found = [
-        columns.from_schema(rows, reserved) if isinstance(rows, pa.Schema) else columns.infer(rows, reserved)
-        for _, rows in looks
-    ]
-    merged = columns.merge(found)
-    dropped = "prompt" if not openai and _prompt_column(spec.input, merged) == "prompt" else None
-    merged.pop(dropped or "", None)
-    plain = {"text", "binary"}
-    rescue = not (set(formats) <= plain and all(by_name(file.path) in plain for file in set(files) - set(sampled)))
-    return Input(filesystem, files, formats, openai, Columns(merged, rescue), dropped)
-
-
-def _prompt_column(spec: InputSpec, names: Container[str]) -> str | None:
-    """The column whose text is the whole prompt of a row that has these columns, or None."""
-    if any(getattr(spec, name) is not None for name in _BEYOND_COLUMN):
-        return None
-    return spec.column or next((name for name in ("text", "prompt") if name in names), None)
-
-
-def _look_at(filesystem: Any, file: File, spec: InputSpec) -> tuple[Kind, "pa.Schema | list[Record]"]:
-    try:
-        with filesystem.open_input_file(file.path) as f:
-            kind, stream = open_as(f, file.path, spec)
-            if kind.format == "parquet":
-                try:
-                    schema = pq.read_schema(stream)
-                    names = distinct(schema.names)
-                    return kind, pa.schema([column.with_name(name) for column, name in zip(schema, names, strict=True)])
-                except Exception as error:
-                    if is_store_failure(error):
-                        raise
-                    return kind, []
-            chunks = read_chunks(stream, kind.format, as_bytes=spec.image_column is not None)
-            return kind, _first_records(chunks)
-    except OSError as error:
-        msg = f"{file.path}: cannot be read: {error}; check that the cluster may read all of the input"
-        raise JobError(msg) from error
-
-
-def _first_records(chunks: Iterator[Chunk]) -> list[Record]:
-    records: list[Record] = []
-    for chunk in chunks:
-        records += [own(record) for record in chunk.records if not isinstance(record, BadRecordError)]
-        if len(records) >= _SAMPLED_ROWS:
-            break
-    return records[:_SAMPLED_ROWS]
-
-
-def own(record: Record) -> Record:
-    """The columns of a record that are to be kept: not the content of a binary file."""
-    return {} if record.keys() == {"bytes"} else record
-
-
-def open_as(f: Any, path: str, spec: InputSpec) -> tuple[Kind, Any]:
-    """Decides how to read an open file, and opens it so.
-
-    Args:
-        f: the file, with random access, at its beginning.
-        path: its path.
-        spec: may say its format.
-
-    Returns:
-        The kind, and the file decompressed.
-
-    Raises:
-        OSError: the store failed.
-    """
-    head = f.read_at(HEAD_BYTES, 0)
-    f.seek(0)  # a local file does not say where that left it
-    codec = compression_of(path, head)
-    if codec is not None:
-        head = _decompressed(head, codec)
-    found, reason = (spec.format, "") if spec.format != "auto" else decide(path, head)
-    stream = Inflated(f, codec) if codec is not None else f
-    if codec is not None and found == "parquet":
-        content = whole(stream)
-        stream = pa.BufferReader(b"" if isinstance(content, BadRecordError) else content)
-    return Kind(found, codec, reason), stream
-
-
-def _decompressed(head: bytes, codec: str) -> bytes:
-    """What the beginning of a compressed file holds, as far as it goes."""
-    stream = pa.CompressedInputStream(pa.BufferReader(head), codec)
-    pieces: list[bytes] = []
-    try:
-        while len(pieces) * _PIECE_BYTES < HEAD_BYTES and (piece := stream.read(_PIECE_BYTES)):
-            pieces.append(piece)
-    except OSError:
-        pass  # the beginning ends amid a block
-    return b"".join(pieces)
 
 
 def read(
@@ -197,7 +36,7 @@ def read(
 
     Args:
         spec: the job.
-        found: what `look` saw.
+        found: what `look.look` saw.
         progress: told the number of rows of every file once it is read.
         repeated: what `ids.find_repeated` saw, if rows name themselves.
     """
@@ -304,7 +143,7 @@ class RowMaker:
         table = chunk.records
         if not isinstance(table, pa.Table) or self._found.openai or self._spec.input.id_column is not None:
             return None
-        column = _prompt_column(self._spec.input, table.column_names)
+        column = prompt_column(self._spec.input, table.column_names)
         dropped = self._found.dropped
         if column not in table.column_names or (dropped in table.column_names and column != dropped):
             return None

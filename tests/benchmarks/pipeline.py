@@ -100,7 +100,6 @@ def rayferry(source, target, batch_size, num_rows):
         "input": {"uri": str(source)},
         "output": {"uri": str(target), "rows_per_part": 100_000},
         "batch_size": batch_size,
-        "resources": {"device": "cpu"},
     }
     start = time.monotonic()
     manifest = pipeline.run(parse(job, "job"), "bench", predictor=Replica)
@@ -144,7 +143,7 @@ def main():
     parser.add_argument("--memory", action="store_true")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="rayferry-bench-"))
-    ray.init(num_cpus=os.cpu_count(), include_dashboard=False, logging_level="ERROR", object_store_memory=2 << 30)
+    ray.init(num_cpus=os.cpu_count(), num_gpus=1, include_dashboard=False, logging_level="ERROR", object_store_memory=2 << 30)
     ray.data.DataContext.get_current().enable_progress_bars = False
     peaks = []
     try:

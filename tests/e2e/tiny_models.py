@@ -9,6 +9,10 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
+IMAGE_CHAT_TEMPLATE = """{% for m in messages %}{{ m['role'] }}: {% if m['content'] is string %}{{ m['content'] }}\
+{% else %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}{% endfor %}\
+{% endif %}
+{% endfor %}assistant: """
 LABELS = {0: "bad", 1: "so-so", 2: "good"}
 
 
@@ -58,9 +62,35 @@ def adapter(model, folder, seed, rank=8):
     (Path(folder) / "adapter_config.json").write_text(json.dumps(settings))
 
 
+def image_chat(model, folder):
+    """A LLaVA of two layers each for eyes and words, which sees without understanding."""
+    torch.manual_seed(3)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    sign = tokenizer.convert_tokens_to_ids("<image>")
+    shape = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2}
+    words = transformers.LlamaConfig(
+        **shape, num_key_value_heads=1, vocab_size=sign + 1, max_position_embeddings=512, pad_token_id=2
+    )
+    eyes = transformers.CLIPVisionConfig(**shape, image_size=56, patch_size=14)
+    config = transformers.LlavaConfig(
+        vision_config=eyes, text_config=words, image_token_index=sign, vision_feature_layer=-1
+    )
+    transformers.LlavaForConditionalGeneration(config).save_pretrained(folder)
+    size = {"height": 56, "width": 56}
+    images = transformers.CLIPImageProcessor(size={"shortest_edge": 56}, crop_size=size)
+    processor = transformers.LlavaProcessor(
+        image_processor=images, tokenizer=tokenizer, patch_size=14, vision_feature_select_strategy="default",
+        num_additional_image_tokens=1, chat_template=IMAGE_CHAT_TEMPLATE,
+    )  # fmt: skip
+    processor.save_pretrained(folder)
+
+
 if __name__ == "__main__":
     source, target = sys.argv[1], Path(sys.argv[2])
     classifier(source, target / "classifier", 3)
     classifier(source, target / "scorer", 1)
     adapter(source, target / "lora-a", 1)
     adapter(source, target / "lora-b", 2, rank=16)
+    if "image" in sys.argv[3:]:  # needs torchvision
+        image_chat(source, target / "vlm")

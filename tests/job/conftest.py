@@ -3,16 +3,20 @@
 import copy
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
 
 from rayferry.job.answers import Answers
 from rayferry.job.layout import Layout
+from rayferry.job.look import look
 from rayferry.job.progress import Board
+from rayferry.job.readers import read_chunks
+from rayferry.job.records import BadRecordError
 from rayferry.job.rows import data_schema
 from rayferry.job.sink import PartsDatasink
-from rayferry.job.source import PromptDatasource, look
+from rayferry.job.source import PromptDatasource
 from rayferry.job.spec import parse
 
 MINIMAL = {"model": "m", "input": {"uri": "s3://bucket/in/"}, "output": {"uri": "s3://bucket/out/"}}
@@ -54,6 +58,36 @@ class NearBoard:
 def near_board(cluster):
     """Where tasks and replicas tell how far they are."""
     return NearBoard()
+
+
+@pytest.fixture(scope="session")
+def records_as():
+    """Reads a file's content, or an open file, as a format; gives (position, record) of all that is read."""
+
+    def read(content, format_, **options):
+        chunks = read_chunks(pa.BufferReader(content) if isinstance(content, bytes) else content, format_, **options)
+        return [found for chunk in chunks for found in zip(chunk.positions, chunk.to_list(), strict=True)]
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def read_as(records_as):
+    """The same, a bad record as the stage and the kind of its failure."""
+
+    def read(content, format_, **options):
+        return [
+            (position, (record.stage, record.error_type) if isinstance(record, BadRecordError) else record)
+            for position, record in records_as(content, format_, **options)
+        ]
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def bad_as(records_as):
+    """The bad records alone."""
+    return lambda *args: [record for _, record in records_as(*args) if isinstance(record, BadRecordError)]
 
 
 @pytest.fixture

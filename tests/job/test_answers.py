@@ -168,6 +168,59 @@ def test_the_columns_and_their_types_are_the_same_whatever_came_of_the_rows(make
     assert empty.schema.equals(pa.schema([*SOURCE_SCHEMA, *answers.schema]))
 
 
+@pytest.fixture
+def ways(monkeypatch):
+    """Which of the two ways of making columns are gone, and what they gave."""
+    gone = []
+
+    def watched(name):
+        method = getattr(Answers, name)
+
+        def watch(self, *args):
+            made = method(self, *args)
+            gone.append((name, made is not None))
+            return made
+
+        monkeypatch.setattr(Answers, name, watch)
+
+    watched("_plain")
+    watched("_mixed")
+    return gone
+
+
+GOOD = [output(completion("x", "length", 7), num_input=5)]
+PLAIN, MIXED = [("_plain", True)], [("_plain", False), ("_mixed", True)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "outcomes", "job", "taken"),
+    [
+        ([row(0, "p"), row(1, "q")], [GOOD, GOOD], {}, PLAIN),
+        ([row(0, "p"), row(1, None, **BAD)], [GOOD, None], {}, MIXED),
+        ([row(0, "p"), row(1, "q")], [GOOD, ValueError("no")], {}, MIXED),
+        ([row(0, "p")], [[output(completion("\ud800"))]], {}, MIXED),
+        ([row(0, "p")], [GOOD * 2], {}, MIXED),
+        ([row(0, "p")], [GOOD], {"sampling": {"n": 2}}, MIXED),
+        ([row(0, "p")], [[pooled(embedding=[0.5])]], {"task": "embed"}, MIXED),
+    ],
+    ids=["good", "one failed before", "one refused", "one no text", "two calls", "several answers", "embed"],
+)
+def test_only_a_batch_of_plain_prompts_without_a_failure_is_answered_at_once(answer, ways, rows, outcomes, job, taken):
+    answer(rows, outcomes, job)
+    assert ways == taken
+
+
+def test_a_batch_answered_at_once_has_the_columns_that_it_has_row_by_row(make_spec, monkeypatch):
+    answers = Answers(make_spec())
+    batch = table(*(row(position, f"p{position}") for position in range(3)))
+    outcomes = [GOOD, [output(completion("", None, 0), num_input=0)], [output(completion("é\0"))]]
+    at_once = answers.add_to(batch, outcomes)
+    monkeypatch.setattr(Answers, "_plain", lambda *_args: None)
+    one_by_one = answers.add_to(batch, outcomes)
+    assert at_once.schema.equals(one_by_one.schema)
+    assert at_once.equals(one_by_one)
+
+
 def test_a_batch_of_several_chunks_is_answered_as_one(make_spec):
     batch = pa.concat_tables([table(row(0, "p")), table(row(1, None, **BAD))])
     found = Answers(make_spec()).add_to(batch, [[output(completion("x"))], None]).to_pylist()

@@ -121,7 +121,7 @@ def test_a_suffix_that_tells_is_believed_whatever_the_text_looks_like(path):
         ("b/a.jsonl", OPENAI, "it holds OpenAI batch lines"),
         ("b/a", b"\0", "it is not text"),
         ("b/a", b"x", "it is text"),
-        ("b/a", LINES, "it looks like jsonl"),
+        ("b/a", LINES, "it holds JSON lines"),
         ("b/a.txt", b"x", ""),
     ],
 )

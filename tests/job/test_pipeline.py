@@ -25,6 +25,7 @@ from rayferry.job.answers import Answers
 from rayferry.job.errors import JobError, TooManyErrorsError
 from rayferry.job.layout import Layout
 from rayferry.job.placement import Node, can_grow
+from rayferry.job.rows import data_schema
 from rayferry.job.spec import parse
 from rayferry.submit.local import stack as local_stack
 
@@ -342,11 +343,6 @@ def test_an_output_that_holds_a_run_is_refused(spec_of, key):
     [
         ({}, {}, "no input there"),
         ({"a.txt": b"", "_b.txt": b"x"}, {}, "no input there"),
-        (
-            {"a.jsonl": b'{"custom_id": "a", "url": "u", "body": {}}', "b.txt": b"x"},
-            {},
-            "b.txt is no OpenAI batch file, but others are",
-        ),
         ({"a.txt": b"x"}, {"engine": {"tensor_parallel_size": 2}}, "tensor_parallel_size=2 needs GPUs"),
         ({"a.txt": b"x"}, {"resources": {"device": "gpu"}}, "needs 1 GPUs on one node"),
     ],
@@ -421,6 +417,28 @@ def test_a_run_of_openai_lines_answers_each_custom_id_once(spec_of):
         ("b", False),
         ("c", False),
     ]
+
+
+def test_rows_of_another_format_beside_openai_lines_are_errors_and_do_not_end_the_run(spec_of):
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "one"}}
+    files = {"a.jsonl": json.dumps(line).encode(), "b.txt": b"x\n\ny\n", "c.csv": b"text\nz\n"}
+    found = carry_out(spec_of(files, on_error={"max_error_rate": 1.0}))
+    assert {key: row["generated_text"] for key, row in found.data.items()} == {"a": "ONE"}
+    assert {key: row["stage"] for key, row in found.errors.items()} == dict.fromkeys(
+        ["b.txt:0", "b.txt:2", "c.csv:0"], "parse"
+    )
+
+
+def test_a_run_that_answers_no_row_writes_one_data_part_without_rows_and_with_every_column(spec_of):
+    spec = spec_of({"a.jsonl": b'{"text": "refuse", "n": 1}\n{"text": "", "n": 2}\n'}, on_error={"max_error_rate": 1})
+    found = carry_out(spec)
+    (part,) = [part for part in found.manifest["parts"] if part["kind"] == "data"]
+    files, folder = storage.filesystem(found.layout.data_uri)
+    table = pq.read_table(folder, filesystem=files)
+    own = pa.schema([("text", pa.string()), ("n", pa.int64()), ("rescued_data", pa.string())])
+    assert keys_under(found.layout.data_uri) == [part["uri"].removeprefix(found.layout.data_uri)]
+    assert (part["num_rows"], table.num_rows, len(found.errors)) == (0, 0, 2)
+    assert table.schema.equals(data_schema(spec, own, openai=False))
 
 
 def test_a_hopeless_run_ends_early(spec_of):

@@ -231,6 +231,15 @@ def test_ray_data_is_asked_to_gather_rows_for_a_part():
     assert PartsDatasink(Layout("/out"), "run", 250, DATA).min_rows_per_write == 250
 
 
+def test_a_part_without_rows_has_every_column(tmp_path):
+    sink = PartsDatasink(Layout(str(tmp_path)), "run", 250, DATA)
+    sink.write_empty()
+    (part,) = sink.parts
+    table = pq.read_table(part.uri)
+    assert (part.kind, part.num_rows, part.num_rescued, table.num_rows) == ("data", 0, 0, 0)
+    assert table.schema.equals(DATA)
+
+
 def test_what_the_tasks_wrote_is_kept_in_the_end():
     sink = PartsDatasink(Layout("/out"), "run", 250, DATA)
     first, second = (Part(f"/out/{name}", "data", 1, 1, "", 0, 0) for name in "ab")

@@ -11,10 +11,8 @@ import ray
 
 from rayferry.job import source, storage
 from rayferry.job.columns import Columns
-from rayferry.job.errors import JobError
 from rayferry.job.ids import find_repeated
-
-MIB = 1 << 20
+from rayferry.job.look import Input, look
 
 
 def parquet(columns):
@@ -182,7 +180,7 @@ def test_the_first_row_of_an_id_keeps_it_and_the_others_fail(tmp_path, cluster, 
     (tmp_path / "a.jsonl").write_bytes(lines)
     (tmp_path / "b.jsonl").write_bytes(lines)
     spec = make_spec(input={"uri": str(tmp_path), "id_column": "key"})
-    found = source.look(spec)
+    found = look(spec)
     repeated = find_repeated(found.filesystem, found.files, source.RowMaker(spec, found).names)
     reader = source.PromptDatasource(spec, found, None, repeated)
     rows = [row for task in reader.get_read_tasks(1) for block in task() for row in block.to_pylist()]
@@ -352,7 +350,7 @@ def test_any_file_name_is_read_and_is_part_of_the_id(read_rows, name):
 def test_a_file_given_by_itself_names_its_rows_by_its_own_name(cluster, tmp_path, make_spec):
     (tmp_path / "a.txt").write_bytes(b"p\n")
     spec = make_spec(input={"uri": str(tmp_path / "a.txt")})
-    reader = source.PromptDatasource(spec, source.look(spec))
+    reader = source.PromptDatasource(spec, look(spec))
     assert [block.column("id").to_pylist() for task in reader.get_read_tasks(1) for block in task()] == [["a.txt:0"]]
 
 
@@ -369,7 +367,7 @@ def test_the_rows_of_every_file_are_told_to_the_board(near_board, tmp_path, make
     (tmp_path / "a.txt").write_bytes(b"x\n" * 600)
     (tmp_path / "b.jsonl").write_bytes(b"bad\nworse\n")
     spec = make_spec(input={"uri": str(tmp_path)})
-    reader = source.PromptDatasource(spec, source.look(spec), near_board)
+    reader = source.PromptDatasource(spec, look(spec), near_board)
     assert sum(block.num_rows for task in reader.get_read_tasks(2) for block in task()) == 602
     now = near_board.board.snapshot()
     assert (now.rows_read, now.files_read) == (602, 2)
@@ -379,43 +377,26 @@ def test_the_rows_of_every_file_are_told_to_the_board(near_board, tmp_path, make
 def test_no_secret_travels_with_the_source(cluster, bucket_uri, make_spec, anonymous):
     spec = make_spec(input={"uri": bucket_uri, "anonymous": anonymous})
     filesystem, path = storage.filesystem(bucket_uri, anonymous=anonymous)
-    found = source.Input(filesystem, [storage.File(path + "/a.txt", 5, "a.txt")], {}, False, Columns())
+    found = Input(filesystem, [storage.File(path + "/a.txt", 5, "a.txt")], {}, False, Columns())
     reader = source.PromptDatasource(spec, found)
     assert cluster.secret_key.encode() not in ray.cloudpickle.dumps(reader)
-
-
-@pytest.fixture
-def looked(tmp_path, make_spec):
-    """What a look at files shows."""
-
-    def look(files, **options):
-        for name, content in files.items():
-            (tmp_path / name).write_bytes(content)
-        return source.look(make_spec(input={"uri": str(tmp_path), **options}))
-
-    return look
-
-
-def test_a_look_tells_every_format_that_there_is_and_what_decided(looked, tmp_path):
-    found = looked({"a.txt": b"x\n", "b": b'{"text": "a"}\n'})
-    assert found.formats == {"text": (f"{tmp_path}/a.txt", ""), "jsonl": (f"{tmp_path}/b", "it looks like jsonl")}
-
-
-def test_a_look_tells_what_the_fingerprint_is_made_of(looked, tmp_path):
-    found = looked({"a.txt": b"x\n", "b.txt": b"123"})
-    assert (found.num_bytes, found.identity) == (5, [(f"{tmp_path}/a.txt", 2), (f"{tmp_path}/b.txt", 3)])
 
 
 LINE = b'{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "p"}}\n'
 
 
-def test_openai_lines_are_found_by_their_content(looked):
-    assert looked({"a.jsonl": LINE, "b.json": LINE}).openai
-
-
-def test_openai_lines_beside_other_rows_are_refused(looked):
-    with pytest.raises(JobError, match=r"b.txt is no OpenAI batch file, but others are"):
-        looked({"a.jsonl": LINE, "b.txt": b"x\n"})
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("b.txt", b"x\n\ny\n"),
+        ("b.jsonl", b'{"text": "x"}\n\n{"text": "y"}\n'),
+        ("b.parquet", parquet({"text": ["x", "y"]})),
+    ],
+)
+def test_every_row_of_a_file_of_another_format_beside_openai_lines_is_an_error(read_rows, name, content):
+    rows = read_rows({"a.jsonl": LINE, name: content})
+    assert good(rows) == [("a", "p")]
+    assert [(row["stage"], row["raw"]) for row in rows[1:]] == [("parse", f'{{"text": "{text}"}}') for text in "xy"]
 
 
 @pytest.mark.parametrize(
@@ -427,11 +408,3 @@ def test_openai_lines_beside_other_rows_are_refused(looked):
 def test_no_broken_file_ends_a_look_or_the_reading(read_rows, name, content):
     rows = read_rows({name: content, "z.txt": b"fine\n"})
     assert good(rows)[-1] == ("z.txt:0", "fine")
-
-
-def test_a_look_does_not_unpack_more_than_it_needs(looked):
-    bomb = compressed(b"\0" * (128 * MIB), "zstd")
-    assert len(bomb) < 1 << 16
-    before = pa.total_allocated_bytes()
-    source._decompressed(bomb, "zstd")
-    assert pa.total_allocated_bytes() - before < MIB

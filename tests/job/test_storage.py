@@ -181,6 +181,14 @@ def test_what_is_written_again_is_replaced(place):
     assert read_bytes(place + "/a.txt") == b"short"
 
 
+@pytest.mark.parametrize("name", ["a.gz", "a.jsonl.gz", "a.zst", "a.bz2"])
+def test_bytes_are_written_as_they_are_given_whatever_the_name(place, name):
+    fill(place, name, content=b"given")
+    files, path = storage.filesystem(f"{place}/{name}")
+    with files.open_input_file(path) as f:  # never decompresses
+        assert f.read() == b"given"
+
+
 def test_no_draft_is_left_behind(tmp_path):
     storage.write_bytes(str(tmp_path / "a.txt"), b"x")
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
