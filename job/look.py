@@ -16,12 +16,15 @@ from rayferry.job.inflate import Inflated
 from rayferry.job.input_spec import InputSpec
 from rayferry.job.readers import read_chunks
 from rayferry.job.records import BadRecordError, Chunk, Record, distinct, is_store_failure, whole
-from rayferry.job.rows import answer_schema, reserved_names
+from rayferry.job.rows import answer_schema, json_text, reserved_names
 from rayferry.job.spec import JobSpec
 from rayferry.job.storage import File
 
 _MAX_SAMPLED_FILES = 32
 _SAMPLED_ROWS = 1000
+_MEASURED_ROWS = 100
+_USUAL_COMPRESSION = 4
+_ROW_OVERHEAD_BYTES = 200
 _PIECE_BYTES = 512
 # All that makes a row's prompt more than one column's text.
 _BEYOND_COLUMN = ("template", "messages_column", "token_ids_column", "document_column", "image_column",
@@ -39,6 +42,8 @@ class Input:
         openai: rows are OpenAI batch lines; what is not, in whatever file, is a failed row.
         columns: the input's own columns.
         dropped: the input's column that is not kept, as it is `prompt` already.
+        num_rows: about how many rows there are.
+        row_bytes: about how much memory one takes.
     """
 
     filesystem: Any
@@ -47,6 +52,8 @@ class Input:
     openai: bool
     columns: Columns
     dropped: str | None = None
+    num_rows: int = 0
+    row_bytes: int = 1000
 
     @property
     def num_bytes(self) -> int:
@@ -73,19 +80,27 @@ def look(spec: JobSpec) -> Input:
     filesystem, _ = storage.filesystem(spec.input.uris[0], anonymous=spec.input.anonymous)
     with ThreadPoolExecutor(min(16, len(sampled))) as pool:
         looks = list(pool.map(lambda file: _look_at(filesystem, file, spec.input), sampled))
-    formats = {kind.format: (file.path, kind.reason) for file, (kind, _) in zip(sampled, looks, strict=True)}
+    kinds = [one.kind for one in looks]
+    formats = {kind.format: (file.path, kind.reason) for file, kind in zip(sampled, kinds, strict=True)}
     openai = "openai" in formats
     reserved = reserved_names(answer_schema(spec, openai=openai))
     found = [
-        columns.from_schema(rows, reserved) if isinstance(rows, pa.Schema) else columns.infer(rows, reserved)
-        for _, rows in looks
+        columns.from_schema(one.rows, reserved)
+        if isinstance(one.rows, pa.Schema)
+        else columns.infer(one.rows, reserved)
+        for one in looks
     ]
     merged = columns.merge(found)
     dropped = "prompt" if not openai and prompt_column(spec.input, merged) == "prompt" else None
     merged.pop(dropped or "", None)
     plain = {"text", "binary"}
     rescue = not (set(formats) <= plain and all(by_name(file.path) in plain for file in set(files) - set(sampled)))
-    return Input(filesystem, files, formats, openai, Columns(merged, rescue), dropped)
+    share = sum(file.num_bytes for file in sampled) / sum(file.num_bytes for file in files)
+    seen = sum(one.num_rows for one in looks)
+    row_bytes = sum(one.row_bytes * one.num_rows for one in looks) / max(1, seen)
+    # a row carries its prompt beside its columns, and where it came from
+    size = (int(seen / share), int(2 * row_bytes) + _ROW_OVERHEAD_BYTES)
+    return Input(filesystem, files, formats, openai, Columns(merged, rescue), dropped, *size)
 
 
 def prompt_column(spec: InputSpec, names: Container[str]) -> str | None:
@@ -95,24 +110,46 @@ def prompt_column(spec: InputSpec, names: Container[str]) -> str | None:
     return spec.column or next((name for name in ("text", "prompt") if name in names), None)
 
 
-def _look_at(filesystem: Any, file: File, spec: InputSpec) -> tuple[Kind, "pa.Schema | list[Record]"]:
+@dataclass(frozen=True)
+class _Sample:
+    """What the beginning of a file shows: its columns or first records, and about how many rows of what size it has."""
+
+    kind: Kind
+    rows: pa.Schema | list[Record]
+    num_rows: float = 0.0
+    row_bytes: float = 0.0
+
+
+def _look_at(filesystem: Any, file: File, spec: InputSpec) -> _Sample:
     try:
         with filesystem.open_input_file(file.path) as f:
             kind, stream = open_as(f, file.path, spec)
             if kind.format == "parquet":
-                try:
-                    schema = pq.read_schema(stream)
-                    names = distinct(schema.names)
-                    return kind, pa.schema([column.with_name(name) for column, name in zip(schema, names, strict=True)])
-                except Exception as error:
-                    if is_store_failure(error):
-                        raise
-                    return kind, []
-            chunks = read_chunks(stream, kind.format, as_bytes=spec.image_column is not None)
-            return kind, _first_records(chunks)
+                return _parquet_sample(kind, stream)
+            records = _first_records(read_chunks(stream, kind.format, as_bytes=spec.image_column is not None))
+            if kind.format == "binary":
+                return _Sample(kind, records, 1, file.num_bytes)
+            some = records[:_MEASURED_ROWS]
+            row_bytes = sum(len(json_text(record)) for record in some) / max(1, len(some))
+            num_bytes = file.num_bytes * (_USUAL_COMPRESSION if kind.compression else 1)
+            return _Sample(kind, records, num_bytes / row_bytes if some else 0, row_bytes)
     except OSError as error:
         msg = f"{file.path}: cannot be read: {error}; check that the cluster may read all of the input"
         raise JobError(msg) from error
+
+
+def _parquet_sample(kind: Kind, stream: Any) -> _Sample:
+    try:
+        file = pq.ParquetFile(stream)
+        metadata, schema = file.metadata, file.schema_arrow
+        num_bytes = sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
+        names = distinct(schema.names)
+    except Exception as error:
+        if is_store_failure(error):
+            raise
+        return _Sample(kind, [])
+    columns_ = pa.schema([column.with_name(name) for column, name in zip(schema, names, strict=True)])
+    return _Sample(kind, columns_, max(0, metadata.num_rows), max(0, num_bytes) / max(1, metadata.num_rows))
 
 
 def _first_records(chunks: Iterator[Chunk]) -> list[Record]:

@@ -20,9 +20,14 @@ if TYPE_CHECKING:
 
 # Rows that should be with an engine at once: twice the most sequences that vLLM runs together by default.
 _ROWS_IN_FLIGHT = {"gpu": 2048, "cpu": 512}
-# a hand-over takes some 50 ms of Ray's: fewer than these leave gaps
-_MIN_BATCHES_IN_FLIGHT = 8
-_MAX_BATCHES_IN_FLIGHT = 64
+_MIN_BLOCKS_IN_FLIGHT, _MAX_BLOCKS_IN_FLIGHT = 3, 64
+# Ray Data runs this many batches of one block at a time.
+_BATCHES_PER_BLOCK = 4
+_BLOCKS_PER_REPLICA = 64
+_MAX_ROWS_PER_BLOCK = 4096
+_MAX_BLOCK_BYTES = 16 << 20
+_BLOCKS_WAITING_PER_REPLICA = 16
+_LEAST_WAITING_BYTES = 256 << 20
 
 
 def check_ray(version: str) -> None:
@@ -78,16 +83,17 @@ def run(spec: JobSpec, submission_id: str, predictor: type | None = None) -> dic
     groups = ReplicaGroups(placement.bundles)
     schema = data_schema(spec, found.columns.schema, openai=found.openai)
     parts = sink.PartsDatasink(layout, submission_id, spec.output.rows_per_part, schema, board)
-    _set_up_ray_data()
+    rows_per_block = _rows_per_block(spec, found)
+    replicas = spec.replicas if isinstance(spec.replicas, int) else spec.replicas.max
+    _set_up_ray_data(rows_per_block * found.row_bytes, replicas)
     dataset = source.read(spec, found, board, _repeated_ids(spec, found))
-    dataset = dataset.repartition(target_num_rows_per_block=spec.batch_size)
     dataset = dataset.map_batches(
         predictor or LLMPredictor,
         fn_constructor_kwargs={"spec": spec, "device": placement.device, "progress": board, "openai": found.openai},
-        batch_size=spec.batch_size,
+        batch_size=max(spec.batch_size, rows_per_block // _BATCHES_PER_BLOCK),
         batch_format="pyarrow",
         ray_remote_args_fn=groups.as_remote_args_fn() if placement.bundles else None,
-        **_pool(spec, placement),
+        **_pool(spec, placement, rows_per_block),
         **placement.actor_args,
     )
     try:
@@ -169,20 +175,20 @@ def _check_alone(layout: Layout, uris: list[str]) -> None:
         raise JobError(msg)
 
 
-def _pool(spec: JobSpec, placement: Placement) -> dict[str, Any]:
-    """How many replicas, and how many batches each may have at once, as arguments of `map_batches`."""
+def _pool(spec: JobSpec, placement: Placement, rows_per_block: int) -> dict[str, Any]:
+    """How many replicas, and how many blocks each may have at once, as arguments of `map_batches`."""
     from ray.data import ActorPoolStrategy
 
     if isinstance(spec.replicas, ReplicaRange):
         size = {"min_size": spec.replicas.min, "max_size": spec.replicas.max}
     else:
         size = {"size": spec.replicas}
-    # enough to keep the engine full while the slowest row of a batch is awaited
+    # enough to keep the engine full while the slowest row of a block is awaited
     rows = 2 * spec.engine.max_num_seqs if spec.engine.max_num_seqs else _ROWS_IN_FLIGHT[placement.device]
-    batches = max(_MIN_BATCHES_IN_FLIGHT, min(_MAX_BATCHES_IN_FLIGHT, -(-rows // spec.batch_size)))
+    blocks = max(_MIN_BLOCKS_IN_FLIGHT, min(_MAX_BLOCKS_IN_FLIGHT, -(-rows // rows_per_block)))
     if "max_concurrent_calls_per_actor" in inspect.signature(ActorPoolStrategy).parameters:
-        return {"compute": ActorPoolStrategy(**size, max_concurrent_calls_per_actor=batches)}
-    return {"compute": ActorPoolStrategy(**size), "max_concurrency": batches}  # an older Ray
+        return {"compute": ActorPoolStrategy(**size, max_concurrent_calls_per_actor=blocks)}
+    return {"compute": ActorPoolStrategy(**size), "max_concurrency": blocks}  # an older Ray
 
 
 def _told(spec: JobSpec) -> dict[str, Any]:
@@ -192,10 +198,25 @@ def _told(spec: JobSpec) -> dict[str, Any]:
     return told
 
 
-def _set_up_ray_data() -> None:
-    from ray.data import DataContext
+def _rows_per_block(spec: JobSpec, found: "Input") -> int:
+    """Rows that one task of a replica takes on: few enough to share them out evenly, to the end of the run.
+
+    Each hand-over costs some 25 ms of Ray's, whatever it holds: a large input goes over in larger pieces.
+    """
+    replicas = spec.replicas if isinstance(spec.replicas, int) else spec.replicas.max
+    fair = found.num_rows // (replicas * _BLOCKS_PER_REPLICA)
+    most = min(_MAX_ROWS_PER_BLOCK, _MAX_BLOCK_BYTES // found.row_bytes)
+    return max(1, min(max(spec.batch_size, fair), most))
+
+
+def _set_up_ray_data(block_bytes: int, replicas: int) -> None:
+    from ray.data import DataContext, ExecutionResources
 
     context = DataContext.get_current()
+    context.target_max_block_size = block_bytes
+    # else reading runs ahead until it fills a share of the object store, however large that is
+    waiting = max(_LEAST_WAITING_BYTES, _BLOCKS_WAITING_PER_REPLICA * replicas * block_bytes)
+    context.execution_options.resource_limits = ExecutionResources(object_store_memory=waiting)
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     # One of them asks for a new replica's arguments each time it looks, so for a placement group that nobody uses.

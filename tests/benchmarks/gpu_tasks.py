@@ -89,7 +89,8 @@ def chat(folder, model):
     predictor = predictor_of(model, openai=True, task="chat", chat={"tool_call_parser": "hermes"})
     rows = ask(predictor, [
         ("x", {"messages": messages, "openai": asked, "sampling": limit}),
-        ("x", {"messages": messages, "openai": asked | {"tool_choice": "auto"}, "sampling": limit, "chat": {"tools": [tool]}}),
+        ("x", {"messages": messages, "openai": asked | {"tool_choice": "auto"}, "sampling": limit,
+               "chat": {"tools": [tool]}}),
         ("x", {"messages": messages, "openai": asked | named, "chat": {"tools": [tool]},
                "sampling": limit | {"structured_outputs": {"json": tool["function"]["parameters"]}}}),
         ("x", {"prompts": ["A", [504, 3575]], "openai": {"url": "/v1/completions", "logprobs": 1},
@@ -125,7 +126,8 @@ def lora(folder, model):
             PROMPTS[0], vllm.SamplingParams(temperature=0, max_tokens=12), lora_request=request, use_tqdm=False
         )
         theirs[name] = done[0].outputs[0].text
-    return {"same_as_llm_generate": [row["generated_text"] == theirs[name] for row, name in zip(rows, names, strict=True)],
+    same = [row["generated_text"] == theirs[name] for row, name in zip(rows, names, strict=True)]
+    return {"same_as_llm_generate": same,
             "different": len(set(theirs.values()))}  # fmt: skip
 
 

@@ -98,7 +98,7 @@ def rayferry(source, target, batch_size, num_rows):
     job = {
         "model": "none",
         "input": {"uri": str(source)},
-        "output": {"uri": str(target), "rows_per_part": 100_000},
+        "output": {"uri": str(target), "rows_per_part": 20_000},
         "batch_size": batch_size,
     }
     start = time.monotonic()
@@ -143,7 +143,14 @@ def main():
     parser.add_argument("--memory", action="store_true")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="rayferry-bench-"))
-    ray.init(num_cpus=os.cpu_count(), num_gpus=1, include_dashboard=False, logging_level="ERROR", object_store_memory=2 << 30)
+    # the replica takes a GPU that is only a number: as on a real node, it leaves the CPUs to the others
+    ray.init(
+        num_cpus=os.cpu_count(),
+        num_gpus=1,
+        include_dashboard=False,
+        logging_level="ERROR",
+        object_store_memory=2 << 30,
+    )
     ray.data.DataContext.get_current().enable_progress_bars = False
     peaks = []
     try:

@@ -10,8 +10,8 @@ import transformers
 from safetensors.torch import save_file
 
 IMAGE_CHAT_TEMPLATE = """{% for m in messages %}{{ m['role'] }}: {% if m['content'] is string %}{{ m['content'] }}\
-{% else %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}{% endfor %}\
-{% endif %}
+{% else %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}\
+{% endfor %}{% endif %}
 {% endfor %}assistant: """
 LABELS = {0: "bad", 1: "so-so", 2: "good"}
 
