@@ -46,6 +46,8 @@ e2e: venv
 
 bench: venv
 	$(BIN)/python tests/benchmarks/submit_overhead.py
+	$(BIN)/python tests/benchmarks/pipeline.py --rows 400000 --batch-size 32
+	$(BIN)/python tests/benchmarks/pipeline.py --memory --rows 200000 2000000 --chars 100 --batch-size 32
 
 # torch is named by hand: its CUDA libraries, where it has any, come with it.
 lock: venv
