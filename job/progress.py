@@ -24,6 +24,9 @@ _SAVE_EVERY_S = 30.0
 _FEW_FAILURES = 100
 _ENOUGH_SEEN = 0.1
 _MARGIN = 1.25
+# With less than this to go it goes on to its end, for the sake of a manifest.
+_LITTLE_LEFT_ROWS = 1000
+_LITTLE_LEFT = 0.1
 SCHEMA_VERSION = 1
 
 
@@ -130,7 +133,9 @@ class Board:
             if failed < _FEW_FAILURES or seen < _ENOUGH_SEEN * self._num_bytes:
                 return None
             total = _MARGIN * sum(file.num_rows for file in self._partly.values()) * self._num_bytes / seen
-        if failed <= self._max_error_rate * total:
+        written = sum(part["num_rows"] for parts in self._parts.values() for part in parts if part["kind"] != "openai")
+        little_left = total - written < max(_LITTLE_LEFT_ROWS, _LITTLE_LEFT * total)
+        if failed <= self._max_error_rate * total or little_left:
             return None
         about = f"{total:,.0f}" if whole else f"at most about {total:,.0f}"
         return (

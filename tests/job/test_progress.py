@@ -59,34 +59,41 @@ def failures(num_rows):
 
 @pytest.mark.parametrize(
     ("rate", "failed", "hopeless"),
-    [(0.0, 1, True), (0.1, 10, False), (0.1, 11, True), (0.5, 50, False), (1.0, 100, False)],
+    [
+        (0.0, 1, True),
+        (0.1, 1000, False),
+        (0.1, 1001, True),
+        (0.5, 5000, False),
+        (0.5, 9001, False),  # so little is left that it goes on to its end
+        (1.0, 10000, False),
+    ],
 )
 def test_once_all_is_read_a_run_is_hopeless_as_soon_as_too_many_rows_failed(rate, failed, hopeless):
     board = Board(num_files=1, num_bytes=10, max_error_rate=rate)
-    board.file_read("a", 100, 10)
+    board.file_read("a", 10_000, 10)
     assert bool(board.parts_written("r-0", failures(failed), [])) is hopeless
 
 
 @pytest.mark.parametrize(
     ("seen", "failed", "hopeless"),
     [
-        (5, 1000, False),  # too little of the input
+        (5, 100_000, False),  # too little of the input
         (10, 99, False),  # too few failures
-        (10, 125, False),  # an estimate of 1,000 rows has room for being wrong
-        (10, 126, True),
+        (10, 12_500, False),  # an estimate of 100,000 rows has room for being wrong
+        (10, 12_501, True),
     ],
 )
 def test_before_all_is_read_a_run_is_hopeless_only_on_much_evidence(seen, failed, hopeless):
     board = Board(num_files=2, num_bytes=100, max_error_rate=0.1)
-    board.file_partly_read("a", 10 * seen, seen)
+    board.file_partly_read("a", 1000 * seen, seen)
     assert bool(board.parts_written("r-0", failures(failed), [])) is hopeless
 
 
 def test_a_hopeless_run_is_told_why():
     board = Board(num_files=1, num_bytes=1, max_error_rate=0.05)
-    board.file_read("a", 10, 1)
-    assert board.parts_written("r-0", failures(2), []).startswith(
-        "stopped early: 2 of 10 rows failed, more than max_error_rate (5.0%)"
+    board.file_read("a", 10_000, 1)
+    assert board.parts_written("r-0", failures(2_000), []).startswith(
+        "stopped early: 2,000 of 10,000 rows failed, more than max_error_rate (5.0%)"
     )
 
 
