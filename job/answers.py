@@ -15,6 +15,8 @@ from rayferry.job.pump import RefusedError
 from rayferry.job.rows import RESPONSE, SOURCE_SCHEMA, RowError, answer_schema, clean, json_text, raw_text
 from rayferry.job.spec import GENERATING, JobSpec
 
+# How an answer ends; vLLM has `error` and `abort` too, for requests that it could not go on with.
+_FINISHED = {"stop", "length", "repetition"}
 _FAILURE_COLUMNS = ("stage", "error_type", "error", "raw")
 # What one row came to: None (it had failed before), an error, or one output of vLLM for each of its calls.
 Outcome = Exception | Sequence[Any] | None
@@ -66,6 +68,8 @@ class Answers:
         try:
             outputs = [output for (output,) in outcomes]  # type: ignore[misc]
             answers = [output.outputs[0] for output in outputs]
+            if not all(answer.finish_reason in _FINISHED for answer in answers):
+                return None
             columns: list[list[Any]] = [
                 [answer.text for answer in answers],
                 [answer.finish_reason for answer in answers],
@@ -89,6 +93,8 @@ class Answers:
             elif outcome is not None:
                 try:
                     answer = self._row(outcome, requests[index].as_py() if requests is not None else None)
+                except RowError as error:
+                    failed[index] = self._failure(error, table, index)
                 except Exception as error:  # noqa: BLE001  # an output that is not as expected is the row's failure
                     failed[index] = self._failure(RowError("write", type(error).__name__, str(error)), table, index)
             answers.append(answer)
@@ -140,6 +146,10 @@ class Answers:
 
     def _generated(self, outputs: Sequence[Any]) -> dict[str, Any]:
         completions = [completion for output in outputs for completion in output.outputs]
+        for completion in completions:
+            if completion.finish_reason not in _FINISHED:
+                msg = f"vLLM gave the answer up with finish_reason {completion.finish_reason!r}; see the whole log"
+                raise RowError("engine", "GenerationError", msg)
         row = {
             "generated_text": completions[0].text,
             "finish_reason": completions[0].finish_reason,

@@ -5,12 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.json as pajson
 
 from rayferry.job.rows import RESCUED, json_text, own_name
 
 _MAX_COLUMNS = 500
 _MAX_DEPTH = 16
+_MAX_EXACT = float(2**53)
 _PYTHON = {
     pa.bool_(): (bool,),
     pa.int64(): (int,),
@@ -153,7 +155,17 @@ def parse_json_lines(lines: bytes, num_lines: int, schema: pa.Schema) -> pa.Tabl
         )
     except (pa.ArrowException, ValueError):
         return None
-    return table if table.num_rows == num_lines else None
+    if table.num_rows != num_lines or any(_rounded(table.column(name)) for name in table.column_names):
+        return None
+    return table
+
+
+def _rounded(column: pa.ChunkedArray) -> bool:
+    """True if a whole number may have lost digits on its way into a column of floats."""
+    values = pc.list_flatten(column) if pa.types.is_list(column.type) else column
+    if not pa.types.is_floating(values.type):
+        return False
+    return bool(pc.any(pc.greater_equal(pc.abs(values), _MAX_EXACT)).as_py())
 
 
 def _common(one: Column, other: Column) -> Column:

@@ -39,7 +39,11 @@ def _records(f: Any, delimiter: str) -> Iterator[tuple[int, Record | BadRecordEr
                 raise
             yield (
                 position,
-                BadRecordError("read", f"the file breaks off or is damaged after record {position}: {error}"),
+                BadRecordError(
+                    "read",
+                    f"the file breaks off or is damaged after record {position}: {error}",
+                    error_type=type(error).__name__,
+                ),
             )
             return
         if not record:

@@ -148,8 +148,9 @@ class GeneratingEngine(_Base):
             except Exception as error:
                 if self._side is None or stage_of(error) != "length":
                     raise
-                wanted = (call.sampling or self._kwargs).get("max_tokens") or 1
-                ids = self._enqueue(call, self._truncation(min(wanted, self._max_model_len // 2)))
+                half = self._max_model_len // 2
+                wanted = (call.sampling or self._kwargs).get("max_tokens") or half
+                ids = self._enqueue(call, self._truncation(min(wanted, half)))
         except self._dead_error:
             raise
         except Exception as error:

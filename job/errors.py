@@ -9,9 +9,6 @@ RayferryError            something failed; its text is what the user reads
 A row that fails is not an exception: it is a row in `errors/`.
 """
 
-from typing import TypeVar
-
-_Kind = TypeVar("_Kind", bound=BaseException)
 _MAX_CHARS = 1000
 # Empty exceptions that Ray Data hangs on what it raises, as its cause.
 _MARKERS = {"SystemException", "UserCodeException"}
@@ -45,20 +42,6 @@ class TooManyErrorsError(JobError):
 
 class EngineError(RayferryError):
     """The inference engine could not start, or stopped working."""
-
-
-def cause_of(error: BaseException, kind: type[_Kind]) -> _Kind | None:
-    """The first of `kind` among `error` and all that it came of, or None."""
-    seen: set[int] = set()
-    waiting: list[object] = [error]
-    while waiting:
-        one = waiting.pop()
-        if isinstance(one, BaseException) and id(one) not in seen:
-            seen.add(id(one))
-            if type(one) is kind:
-                return one
-            waiting += [getattr(one, "cause", None), one.__cause__, one.__context__]
-    return None
 
 
 def root_line(error: BaseException) -> str:

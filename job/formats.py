@@ -101,7 +101,7 @@ def decide(path: str, head: bytes) -> tuple[str, str]:
 
 def is_openai_line(record: object) -> bool:
     """True for a line of an OpenAI batch file."""
-    return isinstance(record, dict) and record.keys() >= _OPENAI_KEYS
+    return isinstance(record, dict) and record.keys() >= _OPENAI_KEYS and str(record["url"]).startswith("/v1/")
 
 
 def _json_kind(head: bytes, otherwise: str) -> str:

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from rayferry.job.typed import Typed, check_uri
 
 _ANONYMOUS = "s3://anonymous@"
+_FURTHER = ("document_column", "image_column", "sampling_column", "id_column", "adapter_column")
 # What a prompt may be made of; one of them at most.
 _PROMPTS = ("column", "template", "messages_column", "token_ids_column")
 
@@ -65,8 +66,7 @@ class InputSpec(Typed):
             msg = f"give only one of {' and '.join(given)}: each says what the prompt is"
             raise ValueError(msg)
         if self.format == "openai":
-            further = [*given, *(name for name in ("document_column", "image_column", "sampling_column", "id_column",
-                                                   "adapter_column") if getattr(self, name) is not None)]  # fmt: skip
+            further = [*given, *(name for name in _FURTHER if getattr(self, name) is not None)]
             if further:
                 msg = f"{further[0]} has no meaning for OpenAI batch files: each line's body says it all"
                 raise ValueError(msg)
@@ -76,6 +76,11 @@ class InputSpec(Typed):
     def uris(self) -> list[str]:
         """The URIs, one or several."""
         return [self.uri] if isinstance(self.uri, str) else self.uri
+
+    @property
+    def says_prompt(self) -> bool:
+        """True if it is said which columns a row is asked by: then rows are no OpenAI batch lines."""
+        return any(getattr(self, name) is not None for name in (*_PROMPTS, *_FURTHER))
 
     @property
     def is_anonymous(self) -> bool:

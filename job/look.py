@@ -186,6 +186,8 @@ def open_as(f: Any, path: str, spec: InputSpec) -> tuple[Kind, Any]:
     if codec is not None:
         head = _decompressed(head, codec)
     found, reason = (spec.format, "") if spec.format != "auto" else decide(path, head)
+    if found == "openai" and spec.format == "auto" and spec.says_prompt:
+        found, reason = "jsonl", ""
     stream = Inflated(f, codec) if codec is not None else f
     if codec is not None and found == "parquet":
         content = whole(stream)

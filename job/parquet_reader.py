@@ -20,7 +20,10 @@ def read_parquet(f: Any) -> Iterator[Chunk]:
     except Exception as error:
         if is_store_failure(error):
             raise
-        yield Chunk([0], [BadRecordError("read", f"not a Parquet file, or a damaged one: {error}")])
+        yield Chunk(
+            [0],
+            [BadRecordError("read", f"not a Parquet file, or a damaged one: {error}", error_type=type(error).__name__)],
+        )
         return
     start = 0
     for index, rows in enumerate(num_rows):
@@ -33,7 +36,11 @@ def read_parquet(f: Any) -> Iterator[Chunk]:
         except Exception as error:
             if is_store_failure(error):
                 raise
-            lost = BadRecordError("read", f"row group {index} is damaged, from row {start + done} on: {error}")
+            lost = BadRecordError(
+                "read",
+                f"row group {index} is damaged, from row {start + done} on: {error}",
+                error_type=type(error).__name__,
+            )
             if rows - done > _MAX_LOST_ROWS:  # a footer that is damaged too may claim any number
                 yield Chunk([start + done], [lost])
                 return

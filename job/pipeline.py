@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from rayferry.job import RAY_FLOOR, storage
-from rayferry.job.errors import JobError, TooManyErrorsError, cause_of
+from rayferry.job.errors import JobError, TooManyErrorsError
 from rayferry.job.layout import Layout
 from rayferry.job.log import counted, say
 from rayferry.job.placement import Node, Placement, ReplicaGroups, can_grow, plan
@@ -102,10 +102,11 @@ def run(spec: JobSpec, submission_id: str, predictor: type | None = None) -> dic
     except Exception as error:
         now = ray.get(board.snapshot.remote())
         # told by a write task or a replica itself; Ray's error only quotes it
-        told = cause_of(error, TooManyErrorsError) or (JobError(now.failure) if now.failure else None)
-        if told is None:
-            raise
-        raise told from error
+        if now.hopeless:
+            raise TooManyErrorsError(now.hopeless) from error
+        if now.failure:
+            raise JobError(now.failure) from error
+        raise
     finally:
         groups.remove()
     now = ray.get(board.snapshot.remote())
@@ -140,7 +141,7 @@ def _repeated_ids(spec: JobSpec, found: "Input") -> "Repeated | None":
 
     repeated = ids.find_repeated(found.filesystem, found.files, source.RowMaker(spec, found).names)
     if repeated:
-        say(f"ids: {counted(len(repeated), 'id')} come more than once; the first row of each keeps it, others fail")
+        say(f"ids used more than once: {len(repeated):,}; the first row of each keeps it, others fail")
     return repeated
 
 
@@ -151,6 +152,10 @@ def _tell(spec: JobSpec, found: "Input") -> None:
     for name, (path, reason) in found.formats.items():
         if reason:
             say(f"input: {path} is read as {name}: {reason}")
+    for setting in ("sampling_column", "adapter_column"):
+        column = getattr(spec.input, setting)
+        if column is not None and column not in found.columns.columns:
+            say(f"input: no row that was looked at has a column {column!r} (input.{setting}): is it spelt so?")
     for name, renamed in found.columns.renamed.items():
         say(f"input: your column {name!r} is called {renamed!r} in the output, where {name!r} is ours")
 

@@ -46,6 +46,7 @@ class Snapshot:
         ready_at: when the first replica became ready, as `time.time()` of the driver's node, or None.
         vllm: version of vLLM, once a replica is ready.
         failure: why a replica could not go on, if one could not.
+        hopeless: why going on is of no use, if so many rows failed.
         preview: a few first answers.
     """
 
@@ -60,6 +61,7 @@ class Snapshot:
     ready_at: float | None = None
     vllm: str | None = None
     failure: str | None = None
+    hopeless: str | None = None
     preview: list[dict[str, str]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -119,7 +121,8 @@ class Board:
         self._parts[name] = parts
         if not self._now.preview:
             self._now.preview = preview
-        return self._hopeless()
+        self._now.hopeless = self._now.hopeless or self._hopeless()
+        return self._now.hopeless
 
     def _hopeless(self) -> str | None:
         failed = sum(part["num_rows"] for parts in self._parts.values() for part in parts if part["kind"] == "errors")

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import StrictUndefined, Template, TemplateError
+from jinja2 import StrictUndefined, Template, TemplateError, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import ValidationError
 
@@ -21,6 +21,26 @@ _MAX_NAMES = 20
 _MAX_ID_CHARS = 1024
 
 
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, in which `meta.items` is the value under `items` before it is a method of mappings."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if isinstance(obj, Mapping) and attribute in obj:
+            return obj[attribute]
+        return super().getattr(obj, attribute)
+
+
+def _printable(value: Any) -> Any:
+    """What a template puts in; a null or a method is a mistake, and no prompt."""
+    if value is None:
+        msg = "a value is null; where that may be, write {{ column or 'something else' }}"
+        raise ValueError(msg)
+    if callable(value) and not isinstance(value, Undefined):
+        msg = f"{value!r:.60} is no value; write {{{{ row['name'] }}}} for a column of such a name"
+        raise TypeError(msg)
+    return value
+
+
 def compile_template(text: str) -> Template:
     """A template whose values can only be put in: a row's text is never read as a template, nor can it call anything.
 
@@ -29,9 +49,7 @@ def compile_template(text: str) -> Template:
 
     Source: https://jinja.palletsprojects.com/en/stable/sandbox/
     """
-    sandbox = ImmutableSandboxedEnvironment(
-        undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False
-    )  # a prompt is no HTML
+    sandbox = _Sandbox(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_printable)
     try:
         return sandbox.from_string(text)
     except TemplateError as error:
@@ -95,7 +113,7 @@ class Prompter:
         if self._input.messages_column is not None:
             request["messages"] = messages(_value(record, self._input.messages_column), self._input.messages_column)
             return json_text(request["messages"])
-        names = ("text", "prompt", "messages")
+        names = ("text", "prompt", "messages") if self._spec.task == "chat" else ("text", "prompt")
         there = [name for name in names if record.get(name) is not None] or [name for name in names if name in record]
         column = self._input.column or next(iter(there), "text")
         is_messages = isinstance(record.get(column), list) or (column == "messages" and self._input.column is None)
@@ -106,7 +124,7 @@ class Prompter:
 
     def _render(self, template: Template, record: Record) -> str:
         try:
-            prompt = template.render({"row": record, **record})
+            prompt = template.render({**record, "row": record})
             prompt.encode()  # a template can make characters that no text may have
         except Exception as error:  # whatever a template does to a row's values is the row's failure
             raise RowError("template", type(error).__name__, str(error) or "the template failed") from error

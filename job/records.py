@@ -95,7 +95,9 @@ def blocks(f: Any) -> Iterator[tuple[int, bytes] | BadRecordError]:
                 raise
             # what there is of a line that breaks off is no record
             begun = b"".join(pieces)[: 2 * RAW_CHARS].decode(errors="replace")
-            yield BadRecordError("read", f"the file breaks off or is damaged after line {number}: {error}", begun)
+            yield BadRecordError(
+                "read", f"the file breaks off or is damaged after line {number}: {error}", begun, type(error).__name__
+            )
             return
         if not chunk:
             break
@@ -139,7 +141,7 @@ def whole(f: Any) -> bytes | BadRecordError:
     except Exception as error:
         if is_store_failure(error):
             raise
-        return BadRecordError("read", f"the file breaks off or is damaged: {error}")
+        return BadRecordError("read", f"the file breaks off or is damaged: {error}", error_type=type(error).__name__)
 
 
 def json_line(line: bytes) -> Record | BadRecordError:

@@ -169,7 +169,7 @@ class JobSpec(Typed):
     @model_validator(mode="after")
     def _output_apart(self) -> "JobSpec":
         for uri in self.input.uris:
-            if self.output.uri.rstrip("/").startswith(uri.rstrip("/") + "/"):
+            if _lies_under(self.output.uri, uri):
                 msg = f"output.uri: {self.output.uri!r} lies under input.uri: the next run would read it as prompts"
                 raise ValueError(msg)
         return self
@@ -180,7 +180,7 @@ class JobSpec(Typed):
         if not generating and self.sampling != SamplingSpec():
             msg = f"sampling: has no meaning for task {self.task}; leave it out"
             raise ValueError(msg)
-        if generating and self.pooling != PoolingSpec():
+        if self.task != "embed" and self.pooling != PoolingSpec():
             msg = f"pooling: has no meaning for task {self.task}; leave it out"
             raise ValueError(msg)
         if self.task != "chat" and self.chat != ChatSpec() and self.input.format != "openai":
@@ -257,6 +257,20 @@ class JobSpec(Typed):
     def min_replicas(self) -> int:
         """Replicas that must fit the cluster for the run to start."""
         return self.replicas if isinstance(self.replicas, int) else self.replicas.min
+
+
+def _lies_under(output: str, given: str) -> bool:
+    """True if a later run of an input would read what a run writes to an output."""
+    place, source = (uri.removeprefix("file://").replace("s3://anonymous@", "s3://") for uri in (output, given))
+    place = place.rstrip("/") + "/"
+    if place.startswith(source.rstrip("/") + "/"):
+        return True
+    if not any(sign in source for sign in "*?["):
+        return False
+    from rayferry.job.storage import glob_pattern  # noqa: PLC0415  # Arrow, only where it is used
+
+    written = ("data/a.parquet", "errors/a.parquet", "openai/a.jsonl", "_meta/manifest.json")
+    return any(glob_pattern(source).match(place + name) for name in written)
 
 
 def parse(data: object, origin: str) -> JobSpec:

@@ -125,13 +125,15 @@ def _list_one(uri: str, *, anonymous: bool) -> list[tuple[str, int, str]]:
     except OSError as error:
         msg = f"{uri}: cannot be listed: {error}; check the bucket's name, the credentials and the endpoint"
         raise JobError(msg) from error
+    try:
+        names = [entry.path for entry in found]
+    except UnicodeDecodeError as error:
+        msg = f"{uri}: a file below it has a name that is not UTF-8 ({error.object!r}); rename it"
+        raise JobError(msg) from error
     kept = [
         (entry.path, entry.size, root)
-        for entry in found
-        if entry.type == pafs.FileType.File
-        and entry.size
-        and is_data(entry.path[len(root) :])
-        and matches.match(entry.path)
+        for entry, path in zip(found, names, strict=True)
+        if entry.type == pafs.FileType.File and entry.size and is_data(path[len(root) :]) and matches.match(path)
     ]
     return kept or _none(uri)
 

@@ -37,11 +37,17 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, to_stderr
     """Prints rows under headings, folded to the terminal's width; values are never read as markup."""
     drawn = Table(*columns, show_lines=False, header_style="bold")
     for row in rows:
-        drawn.add_row(*(Text(str("" if cell is None else cell)[:_MAX_CELL], overflow="fold") for cell in row))
+        drawn.add_row(*(Text(_visible("" if cell is None else cell), overflow="fold") for cell in row))
     console = Console(stderr=to_stderr, highlight=False)
     if not console.is_terminal:
         console.width = _WIDTH  # a script's grep must not meet a folded id
     console.print(drawn)
+
+
+def _visible(cell: object) -> str:
+    """A cell without what a terminal would take for a command."""
+    text = str(cell)[:_MAX_CELL]
+    return "".join(sign if sign.isprintable() or sign in "\n\t" else "\N{REPLACEMENT CHARACTER}" for sign in text)
 
 
 def summary(manifest: dict[str, Any]) -> str:

@@ -82,7 +82,7 @@ def test_failed_rows_say_at_which_stage_and_why(manifest):
     failed = {row["id"]: (row["stage"], row["error_type"]) for row in rows_of(manifest, "errors")}
     assert failed["bad.jsonl:0"] == ("parse", "JSONDecodeError")
     assert failed["bad.jsonl:1"] == ("parse", "MissingColumn")
-    assert failed["bad.jsonl:2"][0] == "engine"
+    assert failed["bad.jsonl:2"][0] == "length"
 
 
 def test_predictor_gives_the_same_tokens_as_llm_generate(same_engine):

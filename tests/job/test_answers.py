@@ -125,7 +125,8 @@ def refused(stage, error):
         (ValueError("lone \ud800"), "engine", "ValueError", "lone ?"),
         ([], "write", "IndexError", "list index out of range"),
         ([output(completion("\ud800"))], "write", "UnicodeEncodeError", None),
-        ([output(completion("x", num_generated=2**3, finish_reason=5))], "write", None, None),
+        ([output(completion("x", num_generated=2**3, finish_reason="error"))], "engine", "GenerationError", None),
+        ([output(completion("x", num_generated=2**3, finish_reason="abort"))], "engine", "GenerationError", None),
     ],
 )
 def test_a_row_without_an_answer_says_why(answer, outcome, stage, kind, error):

@@ -152,8 +152,9 @@ def test_the_first_bytes_tell_the_compression(path, head, codec):
 @pytest.mark.parametrize(
     ("record", "is_one"),
     [
-        ({"custom_id": "a", "url": "u", "body": {}}, True),
-        ({"custom_id": "a", "url": "u"}, False),
+        ({"custom_id": "a", "url": "/v1/completions", "body": {}}, True),
+        ({"custom_id": "a", "url": "https://a.page/", "body": {}}, False),
+        ({"custom_id": "a", "url": "/v1/completions"}, False),
         ([], False),
         (None, False),
     ],

@@ -55,7 +55,7 @@ def test_the_prompt_comes_from_the_column_that_is_named_or_from_text_or_prompt(a
         ({"text": False}, "BadPrompt"),
         ({"text": {}}, "BadPrompt"),
         ({"text": b"bytes"}, "BadPrompt"),
-        ({"messages": HI}, "BadPrompt"),
+        ({"messages": HI}, "MissingColumn"),
     ],
 )
 def test_a_row_without_a_prompt_fails(refusal, record, kind):
@@ -84,7 +84,9 @@ def test_what_is_wrong_is_told(ask, record, error):
         ({"a": "{{ b }} {% raw %}"}, "{{ a }}", "{{ b }} {% raw %}"),
         ({"a": "<&>"}, "{{ a }}", "<&>"),
         ({"a": [1, 2]}, "{% for x in a %}{{ x }};{% endfor %}", "1;2;"),
-        ({"self": "s", "row": "r"}, "{{ row }}", "r"),
+        ({"self": "s", "row": "r"}, "{{ row.row }}", "r"),
+        ({"meta": {"items": "i"}}, "{{ meta.items }}", "i"),
+        ({"a": None}, "{{ a or 'none' }}", "none"),
     ],
 )
 def test_a_template_is_filled_with_the_rows_columns(ask, record, template, prompt):
@@ -97,6 +99,8 @@ def test_a_template_is_filled_with_the_rows_columns(ask, record, template, promp
         ({}, "{{ a }}", "UndefinedError"),
         ({"a": {}}, "{{ a.b }}", "UndefinedError"),
         ({"a": ""}, "{{ a }}", "EmptyPrompt"),
+        ({"a": None}, "{{ a }}", "ValueError"),
+        ({"meta": {}}, "{{ meta.items }}", "TypeError"),
         ({"a": 0}, "{{ 1 / a }}", "ZeroDivisionError"),
         ({"a": 55296}, "{{ '%c' % a }}", "UnicodeEncodeError"),
         ({"a": "x"}, "{{ a.__class__.__mro__ }}", "SecurityError"),

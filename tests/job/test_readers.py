@@ -87,7 +87,7 @@ def test_a_binary_file_is_its_bytes_where_they_are_wanted(read_as):
         ("json", b'{"text": "\xff"}', [(0, ("decode", "UnicodeDecodeError"))]),
         ("csv", b"text,n\none\na,b\ntwo,2,3\n", [(0, ("parse", "ValueError")), (2, ("parse", "ValueError"))]),
         ("csv", b"text\n\xff\nok\n", [(0, ("decode", "UnicodeDecodeError"))]),
-        ("parquet", b"PAR1 this is none PAR1", [(0, ("read", "str"))]),
+        ("parquet", b"PAR1 this is none PAR1", [(0, ("read", "ArrowInvalid"))]),
         ("binary", b"\x89PNG\xff", [(0, ("decode", "UnicodeDecodeError"))]),
     ],
     ids=lambda value: repr(value)[:40],

@@ -85,10 +85,10 @@ def test_every_compression_is_read(read_rows, name, content):
         ("a.csv", b'text\n""\n', [("a.csv:0", "parse", "BadPrompt")]),
         ("a.parquet", parquet({"text": ["a", None]}), [("a.parquet:1", "parse", "BadPrompt")]),
         ("a.parquet", parquet({"text": [1.5]}), [("a.parquet:0", "parse", "BadPrompt")]),
-        ("a.parquet", b"PAR1\0\0", [("a.parquet:0", "read", "str")]),
+        ("a.parquet", b"PAR1\0\0", [("a.parquet:0", "read", "ArrowInvalid")]),
         ("a.bin", b"\x89PNG\xff", [("a.bin:0", "decode", "UnicodeDecodeError")]),
-        ("a.txt.gz", gzip.compress(b"one\n")[:-4], [("a.txt.gz:1", "read", "str")]),
-        ("a.parquet.gz", gzip.compress(parquet({"text": ["a"]}))[:-20], [("a.parquet.gz:0", "read", "str")]),
+        ("a.txt.gz", gzip.compress(b"one\n")[:-4], [("a.txt.gz:1", "read", "OSError")]),
+        ("a.parquet.gz", gzip.compress(parquet({"text": ["a"]}))[:-20], [("a.parquet.gz:0", "read", "ArrowInvalid")]),
     ],
 )  # fmt: skip
 def test_a_bad_row_is_told_by_its_stage_and_kind(read_rows, name, content, rows):
