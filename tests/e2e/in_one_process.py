@@ -20,8 +20,8 @@ BATCH = 2
 def main():
     order = json.load(sys.stdin)
     sampling = {"temperature": 0, "max_tokens": order["max_tokens"]}
-    place = {"uri": "/nowhere"}
-    job = {"model": order["model"], "engine": order["engine"], "sampling": sampling, "input": place, "output": place}
+    places = {"input": {"uri": "/in"}, "output": {"uri": "/out"}}
+    job = {"model": order["model"], "engine": order["engine"], "sampling": sampling} | places
     predictor = LLMPredictor(parse(job, "order"), "cpu")
     prompts = order["prompts"]
     rows = [{"id": str(i), "source_uri": "", "position": i, "prompt": prompt} for i, prompt in enumerate(prompts)]

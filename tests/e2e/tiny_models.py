@@ -10,8 +10,8 @@ import transformers
 from safetensors.torch import save_file
 
 IMAGE_CHAT_TEMPLATE = """{% for m in messages %}{{ m['role'] }}: {% if m['content'] is string %}{{ m['content'] }}\
-{% else %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}\
-{% endfor %}{% endif %}
+{% else %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>\
+{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}
 {% endfor %}assistant: """
 LABELS = {0: "bad", 1: "so-so", 2: "good"}
 
@@ -63,27 +63,38 @@ def adapter(model, folder, seed, rank=8):
 
 
 def image_chat(model, folder):
-    """A LLaVA of two layers each for eyes and words, which sees without understanding."""
+    """A Qwen2-VL of two layers each for eyes and words, which sees without understanding."""
     torch.manual_seed(3)
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    sign = tokenizer.convert_tokens_to_ids("<image>")
-    shape = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2}
-    words = transformers.LlamaConfig(
-        **shape, num_key_value_heads=1, vocab_size=sign + 1, max_position_embeddings=512, pad_token_id=2
-    )
-    eyes = transformers.CLIPVisionConfig(**shape, image_size=56, patch_size=14)
-    config = transformers.LlavaConfig(
-        vision_config=eyes, text_config=words, image_token_index=sign, vision_feature_layer=-1
-    )
-    transformers.LlavaForConditionalGeneration(config).save_pretrained(folder)
-    size = {"height": 56, "width": 56}
-    images = transformers.CLIPImageProcessor(size={"shortest_edge": 56}, crop_size=size)
-    processor = transformers.LlavaProcessor(
-        image_processor=images, tokenizer=tokenizer, patch_size=14, vision_feature_select_strategy="default",
-        num_additional_image_tokens=1, chat_template=IMAGE_CHAT_TEMPLATE,
+    signs = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": signs})
+    begin, end, image, video = tokenizer.convert_tokens_to_ids(signs)
+    words = {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 512,
+        "rope_parameters": {
+            "rope_type": "default", "type": "mrope", "mrope_section": [16, 8, 8], "rope_theta": 10000.0
+        },
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }  # fmt: skip
+    eyes = {"depth": 2, "embed_dim": 128, "num_heads": 2, "hidden_size": 128, "patch_size": 14, "mlp_ratio": 2}
+    config = transformers.Qwen2VLConfig(
+        text_config=words, vision_config=eyes, image_token_id=image, video_token_id=video,
+        vision_start_token_id=begin, vision_end_token_id=end,
     )  # fmt: skip
-    processor.save_pretrained(folder)
+    transformers.Qwen2VLForConditionalGeneration(config).save_pretrained(folder)
+    transformers.Qwen2VLProcessor(
+        image_processor=transformers.Qwen2VLImageProcessor(min_pixels=56 * 56, max_pixels=112 * 112),
+        tokenizer=tokenizer,
+        video_processor=transformers.Qwen2VLVideoProcessor(),
+        chat_template=IMAGE_CHAT_TEMPLATE,
+    ).save_pretrained(folder)
 
 
 if __name__ == "__main__":
