@@ -89,14 +89,15 @@ def fetch_image(uri: str) -> Any:
     Raises:
         RowError: it could not be fetched (stage `read`), or is no image (stage `decode`).
     """
-    from PIL import Image  # noqa: PLC0415  # vLLM brings it; only the replicas need it
+    from PIL import Image, UnidentifiedImageError  # noqa: PLC0415  # vLLM brings it; only the replicas need it
 
     content = _bytes_of(uri)
     try:
         image = Image.open(io.BytesIO(content))
         return image.convert("RGB")
     except Exception as error:  # PIL's own errors have no common class
-        raise RowError("decode", type(error).__name__, f"{uri[:200]}: no image that can be read: {error}") from error
+        reason = "of no known form" if isinstance(error, UnidentifiedImageError) else f"that cannot be read: {error}"
+        raise RowError("decode", type(error).__name__, f"{uri[:200]}: an image {reason}") from error
 
 
 def _bytes_of(uri: str) -> bytes:
