@@ -84,8 +84,7 @@ def run(spec: JobSpec, submission_id: str, predictor: type | None = None) -> dic
     schema = data_schema(spec, found.columns.schema, openai=found.openai)
     parts = sink.PartsDatasink(layout, submission_id, spec.output.rows_per_part, schema, board)
     rows_per_block = _rows_per_block(spec, found)
-    replicas = spec.replicas if isinstance(spec.replicas, int) else spec.replicas.max
-    _set_up_ray_data(rows_per_block * found.row_bytes, replicas)
+    _set_up_ray_data(rows_per_block * found.row_bytes, spec.max_replicas)
     dataset = source.read(spec, found, board, _repeated_ids(spec, found))
     dataset = dataset.map_batches(
         predictor or LLMPredictor,
@@ -208,8 +207,7 @@ def _rows_per_block(spec: JobSpec, found: "Input") -> int:
 
     Each hand-over costs some 25 ms of Ray's, whatever it holds: a large input goes over in larger pieces.
     """
-    replicas = spec.replicas if isinstance(spec.replicas, int) else spec.replicas.max
-    fair = found.num_rows // (replicas * _BLOCKS_PER_REPLICA)
+    fair = found.num_rows // (spec.max_replicas * _BLOCKS_PER_REPLICA)
     most = min(_MAX_ROWS_PER_BLOCK, _MAX_BLOCK_BYTES // found.row_bytes)
     return max(1, min(max(spec.batch_size, fair), most))
 

@@ -102,7 +102,10 @@ class RowMaker:
         self._labels = {file.path: (index, file.label) for index, file in enumerate(found.files)}
         self._repeated = repeated or {}
         self._scheme = "s3://" if spec.input.uris[0].startswith("s3://") else ""
-        self._json_schema = found.columns.json_schema(found.dropped) if spec.input.id_column is None else None
+        # one column is the prompt and nothing else is asked: whole tables can pass
+        named = found.openai or spec.input.id_column is not None
+        self._is_plain = not named and prompt_column(spec.input, ("text",)) is not None
+        self._json_schema = found.columns.json_schema(found.dropped) if self._is_plain else None
 
     def tables(self, f: Any, path: str) -> Iterator[pa.Table]:
         """All rows of an open file, in the columns of SOURCE_SCHEMA and the own columns."""
@@ -133,15 +136,12 @@ class RowMaker:
         """The records of an open file."""
         f.seek(0)
         kind, stream = open_as(f, path, self._spec.input)
-        format_ = kind.format
-        if self._found.openai and format_ == "jsonl":
-            format_ = "openai"
-        return read_chunks(stream, format_, self._json_schema, as_bytes=self._spec.input.image_column is not None)
+        return read_chunks(stream, kind.format, self._json_schema, as_bytes=self._spec.input.image_column is not None)
 
     def _fast(self, chunk: Chunk, start: tuple[str, str, int]) -> pa.Table | None:
         """The rows of a table whose prompts are all usable and whose columns all fit; None otherwise."""
         table = chunk.records
-        if not isinstance(table, pa.Table) or self._found.openai or self._spec.input.id_column is not None:
+        if not isinstance(table, pa.Table) or not self._is_plain:
             return None
         column = prompt_column(self._spec.input, table.column_names)
         dropped = self._found.dropped

@@ -254,6 +254,11 @@ class JobSpec(Typed):
         return float(match[1]) * _SECONDS[match[2]] if match else None
 
     @property
+    def max_replicas(self) -> int:
+        """Replicas that the run may grow to."""
+        return self.replicas if isinstance(self.replicas, int) else self.replicas.max
+
+    @property
     def min_replicas(self) -> int:
         """Replicas that must fit the cluster for the run to start."""
         return self.replicas if isinstance(self.replicas, int) else self.replicas.min
