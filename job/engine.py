@@ -112,11 +112,7 @@ class _Base:
 
         def parse(text: str, chat: dict[str, Any]) -> tuple[str | None, list[dict[str, Any]]]:
             request = ChatCompletionRequest(messages=[], tools=chat.get("tools"))
-            try:
-                parser = kind(tokenizer, request.tools)
-            except TypeError:  # before vLLM 0.26 a parser took no tools
-                parser = kind(tokenizer)
-            found = parser.extract_tool_calls(text, request)
+            found = kind(tokenizer, request.tools).extract_tool_calls(text, request)
             calls = [
                 {"name": tool.function.name, "arguments": tool.function.arguments} for tool in found.tool_calls or []
             ]
