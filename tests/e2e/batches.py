@@ -20,6 +20,8 @@ SCHEMA = {
     "additionalProperties": False,
 }
 
+CAPITALS = [("France", "Paris"), ("Italy", "Rome"), ("Japan", "Tokyo")]
+
 
 def lines_of(kind, url, bodies, model):
     return [
@@ -31,6 +33,33 @@ def lines_of(kind, url, bodies, model):
 def embedding(model):
     bodies = [{"input": "a small dog"}, {"input": ["a large cat", "the blue sea"]}, {"input": [504, 3575, 282]}]
     return lines_of("embedding", "/v1/embeddings", bodies, model)
+
+
+def chat(content, **body):
+    return {"messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": 16} | body
+
+
+def generating(model, prompts, max_tokens):
+    """Chat lines, and completion lines of which the last are `prompts`."""
+    chats = [
+        *(chat(f"What is the capital of {country}?") for country, _ in CAPITALS),
+        chat("Count to ten.", max_tokens=8, stop=["three"]),
+        chat("Tell me a story.", max_completion_tokens=5, logprobs=True, top_logprobs=2),
+        chat("Describe a person.", max_tokens=60, response_format={"type": "json_schema", "json_schema":
+             {"name": "person", "schema": SCHEMA}}),
+        {"messages": [{"role": "system", "content": "Answer in one word."}, {"role": "user", "content": "Sky colour?"}],
+         "temperature": 0, "max_tokens": 8, "seed": 3},
+        chat("No limit: say yes.", max_tokens=None, stop=["\n", "."]),
+    ]  # fmt: skip
+    completions = [
+        {"prompt": "The capital of France is", "temperature": 0, "max_tokens": 6},
+        {"prompt": ["Once upon a time", "Water boils at"], "temperature": 0, "max_tokens": 6, "logprobs": 1},
+        {"prompt": "One two three", "temperature": 0},
+        {"prompt": [504, 3575, 282, 4649, 314], "temperature": 0, "max_tokens": 4},
+    ]
+    completions += [{"prompt": prompt, "temperature": 0, "max_tokens": max_tokens} for prompt in prompts]
+    chat_lines = lines_of("chat", "/v1/chat/completions", chats, model)
+    return chat_lines, lines_of("completion", "/v1/completions", completions, model)
 
 
 def as_jsonl(lines):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,7 @@ ENGINE = {
     "max_num_seqs": 16,
     "max_num_batched_tokens": 512,
 }
+HERE = Path(__file__).parent
 COMMAND = str(Path(sys.executable).parent / "rayferry")
 
 
@@ -95,25 +97,71 @@ def greedy_job(job_file):
 
 
 @pytest.fixture(scope="session")
-def same_engine(model):
-    """What LLMPredictor and `vllm.LLM.generate` answer in one process, with the texts of the job above."""
-    script = Path(__file__).with_name("in_one_process.py")
-    order = json.dumps({"model": model, "engine": ENGINE, "prompts": PROMPTS, "max_tokens": MAX_TOKENS})
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        input=order,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+def checkpoints(model, tmp_path_factory):
+    """Folder of small checkpoints: classifier/, scorer/, lora-a/, lora-b/."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    script = [sys.executable, HERE / "tiny_models.py", model, folder]
+    subprocess.run(list(map(str, script)), check=True, capture_output=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def references(request, model, tmp_path_factory):
+    """What vLLM itself answers, by the name of the fixture that gives it: futures.
+
+    One after the other in a thread, beside the jobs: all of them spend their time starting an engine on one core.
+    """
+    asked = {name for item in request.session.items for name in item.fixturenames}
+    batch, embed = tmp_path_factory.mktemp("batch"), tmp_path_factory.mktemp("embed")
+    chats, completions = batches.generating(model, PROMPTS, MAX_TOKENS)
+    order = {"model": model, "engine": ENGINE, "prompts": PROMPTS, "max_tokens": MAX_TOKENS}
+    ways = {
+        "same_engine": lambda: run_script("in_one_process.py", given=json.dumps(order)),
+        "chats_by_run_batch": lambda: batches.run_batch(chats, batch, model),
+        "completions_by_server": lambda: batches.ask_server(completions, batch, model),
+        "embedded_by_run_batch": lambda: batches.run_batch(
+            batches.embedding(model), embed, model, "--runner", "pooling"
+        ),
+    }
+    with ThreadPoolExecutor(1) as pool:
+        yield {name: pool.submit(way) for name, way in ways.items() if name in asked}
+        pool.shutdown(cancel_futures=True)
+
+
+def run_script(name, *arguments, given=None):
+    """Runs a script beside this file, in a process of its own; gives the JSON of its last line."""
+    environ = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, *map(str, [HERE / name, *arguments])]
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=False, env=environ)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="session")
-def embedded(model, job_file, tmp_path_factory):
-    """The same lines for embeddings as Rayferry and as run_batch answer them, by custom_id."""
-    lines = batches.embedding(model)
-    ours = batches.run_rayferry("openai-embed", lines, job_file, run, task="embed")
-    return ours, batches.run_batch(lines, tmp_path_factory.mktemp("embed"), model, "--runner", "pooling")
+def same_engine(references):
+    """What LLMPredictor and `vllm.LLM.generate` answer in one process, with the texts of the greedy job."""
+    return references["same_engine"].result()
+
+
+@pytest.fixture(scope="session")
+def chats_by_run_batch(references):
+    """What vLLM's run_batch answers to chat lines, by custom_id."""
+    return references["chats_by_run_batch"].result()
+
+
+@pytest.fixture(scope="session")
+def completions_by_server(references):
+    """What vLLM's server answers to completion lines, by custom_id."""
+    return references["completions_by_server"].result()
+
+
+@pytest.fixture(scope="session")
+def embedded_by_run_batch(references):
+    """What vLLM's run_batch answers to embedding lines, by custom_id."""
+    return references["embedded_by_run_batch"].result()
+
+
+@pytest.fixture(scope="session")
+def embedded(model, job_file):
+    """What Rayferry answers to the same embedding lines, by custom_id."""
+    return batches.run_rayferry("openai-embed", batches.embedding(model), job_file, run, task="embed")

@@ -6,52 +6,22 @@ import math
 import jsonschema
 import pytest
 
-from .batches import SCHEMA, ask_server, lines_of, run_batch, run_rayferry
+from .batches import SCHEMA, generating, run_rayferry
 from .conftest import MAX_TOKENS, PROMPTS, run
 
 pytestmark = pytest.mark.e2e
 
-CAPITALS = [("France", "Paris"), ("Italy", "Rome"), ("Japan", "Tokyo")]
-
-
-def chat(content, **body):
-    return {"messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": 16} | body
-
-
-def generating(model):
-    chats = [
-        *(chat(f"What is the capital of {country}?") for country, _ in CAPITALS),
-        chat("Count to ten.", max_tokens=8, stop=["three"]),
-        chat("Tell me a story.", max_completion_tokens=5, logprobs=True, top_logprobs=2),
-        chat("Describe a person.", max_tokens=60, response_format={"type": "json_schema", "json_schema":
-             {"name": "person", "schema": SCHEMA}}),
-        {"messages": [{"role": "system", "content": "Answer in one word."}, {"role": "user", "content": "Sky colour?"}],
-         "temperature": 0, "max_tokens": 8, "seed": 3},
-        chat("No limit: say yes.", max_tokens=None, stop=["\n", "."]),
-    ]  # fmt: skip
-    completions = [
-        {"prompt": "The capital of France is", "temperature": 0, "max_tokens": 6},
-        {"prompt": ["Once upon a time", "Water boils at"], "temperature": 0, "max_tokens": 6, "logprobs": 1},
-        {"prompt": "One two three", "temperature": 0},
-        {"prompt": [504, 3575, 282, 4649, 314], "temperature": 0, "max_tokens": 4},
-    ]
-    completions += [{"prompt": prompt, "temperature": 0, "max_tokens": MAX_TOKENS} for prompt in PROMPTS]
-    chat_lines = lines_of("chat", "/v1/chat/completions", chats, model)
-    return chat_lines, lines_of("completion", "/v1/completions", completions, model)
-
 
 @pytest.fixture(scope="module")
-def generated(model, job_file, tmp_path_factory):
-    chats, completions = generating(model)
-    folder = tmp_path_factory.mktemp("openai")
-    theirs = run_batch(chats, folder, model) | ask_server(completions, folder, model)
-    return run_rayferry("openai", chats + completions, job_file, run), theirs
+def generated(model, job_file, chats_by_run_batch, completions_by_server):
+    """The results of Rayferry and of vLLM itself, each by custom_id."""
+    chats, completions = generating(model, PROMPTS, MAX_TOKENS)
+    return run_rayferry("openai", chats + completions, job_file, run), chats_by_run_batch | completions_by_server
 
 
 def test_every_line_has_a_result(generated, model):
-    assert (
-        set(generated[0]) == set(generated[1]) == {line["custom_id"] for lines in generating(model) for line in lines}
-    )
+    asked = {line["custom_id"] for lines in generating(model, PROMPTS, MAX_TOKENS) for line in lines}
+    assert set(generated[0]) == set(generated[1]) == asked
 
 
 @pytest.mark.parametrize("field", ["usage", "choices"])
@@ -95,10 +65,9 @@ def test_prompts_as_openai_lines_have_the_answers_of_llm_generate(generated, sam
     assert texts == [answer["text"] for answer in same_engine["generate"]]
 
 
-def test_embeddings_are_those_of_run_batch(embedded):
-    ours, theirs = embedded
-    assert set(ours) == set(theirs)
-    for name, body in theirs.items():
-        assert ours[name]["usage"]["prompt_tokens"] == body["usage"]["prompt_tokens"]
-        for one, other in zip(ours[name]["data"], body["data"], strict=True):
+def test_embeddings_are_those_of_run_batch(embedded, embedded_by_run_batch):
+    assert set(embedded) == set(embedded_by_run_batch)
+    for name, body in embedded_by_run_batch.items():
+        assert embedded[name]["usage"]["prompt_tokens"] == body["usage"]["prompt_tokens"]
+        for one, other in zip(embedded[name]["data"], body["data"], strict=True):
             assert math.dist(one["embedding"], other["embedding"]) < 1e-3

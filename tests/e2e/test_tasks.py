@@ -3,10 +3,6 @@
 import csv
 import io
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import duckdb
 import jsonschema
@@ -19,7 +15,7 @@ import pytest
 from rayferry.submit import collect, s3
 
 from .batches import SCHEMA
-from .conftest import PROMPTS, run
+from .conftest import PROMPTS, run, run_script
 
 pytestmark = pytest.mark.e2e
 
@@ -30,7 +26,6 @@ TASKS = {
     "classify": ("classify", {"label", "probs"}),
     "score": ("score", {"score"}),
 }
-HERE = Path(__file__).parent
 
 
 def submit(job_file, name, rows, **changes):
@@ -48,15 +43,6 @@ def data_of(name):
 
 def rows_of(name):
     return pa.concat_tables(data_of(name)).to_pylist()
-
-
-@pytest.fixture(scope="session")
-def checkpoints(model, tmp_path_factory):
-    """Folder of small checkpoints: classifier/, scorer/, lora-a/, lora-b/."""
-    folder = tmp_path_factory.mktemp("checkpoints")
-    script = [sys.executable, HERE / "tiny_models.py", model, folder]
-    subprocess.run(list(map(str, script)), check=True, capture_output=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -147,11 +133,6 @@ def test_a_prompt_too_long_is_cut_where_the_job_says_so(jobs):
 
 
 def test_an_adapter_of_a_row_answers_as_it_does_by_llm_generate(model, checkpoints):
-    done = subprocess.run(
-        [sys.executable, str(HERE / "lora_in_one_process.py"), model, str(checkpoints)],
-        capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = run_script("lora_in_one_process.py", model, checkpoints)
     assert found["predictor"] == found["generate"]
     assert found["predictor"][0] != found["predictor"][1]
