@@ -42,6 +42,7 @@ class Input:
         openai: rows are OpenAI batch lines; what is not, in whatever file, is a failed row.
         columns: the input's own columns.
         dropped: the input's column that is not kept, as it is `prompt` already.
+        copied: the own column (of text, by its name in the output) that is the prompt once more, in most rows.
         num_rows: about how many rows there are.
         row_bytes: about how much memory one takes.
     """
@@ -52,6 +53,7 @@ class Input:
     openai: bool
     columns: Columns
     dropped: str | None = None
+    copied: str | None = None
     num_rows: int = 0
     row_bytes: int = 1000
 
@@ -91,16 +93,18 @@ def look(spec: JobSpec) -> Input:
         for one in looks
     ]
     merged = columns.merge(found)
-    dropped = "prompt" if not openai and prompt_column(spec.input, merged) == "prompt" else None
+    prompt = None if openai else prompt_column(spec.input, merged)
+    dropped = "prompt" if prompt == "prompt" else None
     merged.pop(dropped or "", None)
+    copied = merged[prompt].name if prompt in merged and merged[prompt].type == pa.string() else None
     plain = {"text", "binary"}
     rescue = not (set(formats) <= plain and all(by_name(file.path) in plain for file in set(files) - set(sampled)))
     share = sum(file.num_bytes for file in sampled) / sum(file.num_bytes for file in files)
     seen = sum(one.num_rows for one in looks)
     row_bytes = sum(one.row_bytes * one.num_rows for one in looks) / max(1, seen)
-    # a row carries its prompt beside its columns, and where it came from
-    size = (int(seen / share), int(2 * row_bytes) + _ROW_OVERHEAD_BYTES)
-    return Input(filesystem, files, formats, openai, Columns(merged, rescue), dropped, *size)
+    # a row carries its prompt, which may be all of its columns again, and where it came from
+    size = (int(seen / share), int(row_bytes * (1 if prompt else 2)) + _ROW_OVERHEAD_BYTES)
+    return Input(filesystem, files, formats, openai, Columns(merged, rescue), dropped, copied, *size)
 
 
 def prompt_column(spec: InputSpec, names: Container[str]) -> str | None:

@@ -82,7 +82,7 @@ def run(spec: JobSpec, submission_id: str, predictor: type | None = None) -> dic
     board = progress.start_board(num_files, found.num_bytes, spec.on_error.max_error_rate)
     groups = ReplicaGroups(placement.bundles)
     schema = data_schema(spec, found.columns.schema, openai=found.openai)
-    parts = sink.PartsDatasink(layout, submission_id, spec.output.rows_per_part, schema, board)
+    parts = sink.PartsDatasink(layout, submission_id, spec.output.rows_per_part, schema, board, found.copied)
     rows_per_block = _rows_per_block(spec, found)
     _set_up_ray_data(rows_per_block * found.row_bytes, spec.max_replicas)
     dataset = source.read(spec, found, board, _repeated_ids(spec, found))

@@ -1,5 +1,6 @@
 """Keeps one engine busy: many batches in flight at once, none waiting for another (continuous batching)."""
 
+import gc
 import queue
 import threading
 from collections.abc import Sequence
@@ -84,6 +85,10 @@ class Pump:
         self._dead: EngineError | None = None
         self._closing = False
         self._lock = threading.Lock()
+        # What is loaded by now stays: with millions of objects to look through again and again, Python's collector
+        # took half of a replica's time.
+        gc.collect()
+        gc.freeze()
         self._thread = threading.Thread(target=self._run, name="rayferry-pump", daemon=True)
         self._thread.start()
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rayferry.job.spec import GENERATING, JobSpec
 
@@ -21,6 +22,8 @@ SOURCE_SCHEMA = pa.schema(
         pa.field("error_type", pa.string()),
         pa.field("error", pa.string()),
         pa.field("raw", pa.string()),
+        # an own column is the prompt once more: it travels as nulls (see `without_copy`)
+        pa.field("_copied", pa.bool_()),
     ]
 )
 # errors/: exactly these.
@@ -49,6 +52,24 @@ _OUTPUT = pa.struct(
         ("logprobs", _LOGPROBS),
     ]
 )
+
+
+def without_copy(table: pa.Table, name: str) -> pa.Table:
+    """A block whose own column `name` is left out where it is the prompt, which is most of many rows' bytes."""
+    if not table.column(name).equals(table.column("prompt")):
+        return table
+    at = table.schema.get_field_index(name)
+    table = table.set_column(at, table.schema.field(at), pa.nulls(table.num_rows, pa.string()))
+    at = table.schema.get_field_index("_copied")
+    return table.set_column(at, table.schema.field(at), pa.repeat(pa.scalar(value=True), table.num_rows))
+
+
+def with_copy(table: pa.Table, name: str) -> pa.Table:
+    """What `without_copy` left out, put back."""
+    copied = pc.fill_null(table.column("_copied"), fill_value=False)
+    at = table.schema.get_field_index(name)
+    whole = pc.if_else(copied, table.column("prompt"), table.column(name))
+    return table.set_column(at, table.schema.field(at), whole)
 
 
 class RowError(Exception):

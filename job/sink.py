@@ -19,7 +19,7 @@ from rayferry.job import storage
 from rayferry.job.errors import TooManyErrorsError
 from rayferry.job.layout import Layout
 from rayferry.job.openai_batch import result_line
-from rayferry.job.rows import ERROR_SCHEMA, RESCUED, RESPONSE
+from rayferry.job.rows import ERROR_SCHEMA, RESCUED, RESPONSE, with_copy
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -73,6 +73,7 @@ class PartsDatasink(Datasink[list[Part]]):  # type: ignore[misc]  # ray.data has
         rows_per_part: int,
         schema: pa.Schema,
         progress: "ActorHandle[Any] | None" = None,
+        copied: str | None = None,
     ) -> None:
         """Keeps what every task needs.
 
@@ -82,11 +83,13 @@ class PartsDatasink(Datasink[list[Part]]):  # type: ignore[misc]  # ray.data has
             rows_per_part: rows gathered before a part is written.
             schema: exactly the columns of data/; with `rows.RESPONSE` among a task's own, openai/ is written too.
             progress: told of every part; may say that the run is hopeless.
+            copied: the own column that may have travelled as the prompt alone.
         """
         self._layout = layout
         self._submission_id = submission_id
         self._rows_per_part = rows_per_part
         self._schema = schema
+        self._copied = copied
         self._progress = progress
         self.parts: list[Part] = []
 
@@ -106,6 +109,8 @@ class PartsDatasink(Datasink[list[Part]]):  # type: ignore[misc]  # ray.data has
         if not tables:
             return []
         table = pa.concat_tables(tables)
+        if self._copied is not None:
+            table = with_copy(table, self._copied)
         good = pc.is_null(table.column("stage"))
         name = self._layout.part_name(self._submission_id, ctx.task_idx)
         parts = []

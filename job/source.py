@@ -15,7 +15,7 @@ from rayferry.job.openai_batch import BatchLines
 from rayferry.job.prompts import Prompter
 from rayferry.job.readers import read_chunks
 from rayferry.job.records import BadRecordError, Chunk, Record
-from rayferry.job.rows import SOURCE_SCHEMA, RowError, json_text, raw_text
+from rayferry.job.rows import SOURCE_SCHEMA, RowError, json_text, raw_text, without_copy
 from rayferry.job.spec import JobSpec
 from rayferry.job.storage import File
 
@@ -72,6 +72,7 @@ class PromptDatasource(FileBasedDatasource):  # type: ignore[misc]  # ray.data h
         paths = [file.path for file in found.files]
         super().__init__(paths, filesystem=found.filesystem, meta_provider=_Listed(found.files))
         self._rows = RowMaker(spec, found, repeated)
+        self._copied = found.copied
         self._num_bytes = {file.path: file.num_bytes for file in found.files}
         self._progress = progress
 
@@ -88,7 +89,7 @@ class PromptDatasource(FileBasedDatasource):  # type: ignore[misc]  # ray.data h
             if self._progress is not None and time.monotonic() - told > _TELL_EVERY_S:
                 told = time.monotonic()
                 self._progress.file_partly_read.remote(path, count, f.tell())
-            yield table
+            yield table if self._copied is None else without_copy(table, self._copied)
         if self._progress is not None:
             ray.get(self._progress.file_read.remote(path, count, self._num_bytes[path]))
 
@@ -157,7 +158,14 @@ class RowMaker:
         positions = pa.array(chunk.positions, pa.int64())
         nothing = pa.nulls(table.num_rows, pa.string())
         ids = pc.binary_join_element_wise(label, pc.cast(positions, pa.string()), ":")
-        ours = [ids, pa.repeat(source_uri, table.num_rows), positions, prompts, *[nothing] * 5]
+        ours = [
+            ids,
+            pa.repeat(source_uri, table.num_rows),
+            positions,
+            prompts,
+            *[nothing] * 5,
+            pa.nulls(table.num_rows, pa.bool_()),
+        ]
         return pa.Table.from_arrays([*ours, *arrays], schema=self.schema)
 
     @property

@@ -14,7 +14,7 @@ from rayferry.job.look import look
 from rayferry.job.progress import Board
 from rayferry.job.readers import read_chunks
 from rayferry.job.records import BadRecordError
-from rayferry.job.rows import data_schema
+from rayferry.job.rows import data_schema, with_copy
 from rayferry.job.sink import PartsDatasink
 from rayferry.job.source import PromptDatasource
 from rayferry.job.spec import parse
@@ -100,8 +100,9 @@ def read(cluster, tmp_path, make_spec):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         spec = make_spec(input={"uri": str(tmp_path / "in"), **options}, **(job or {}))
-        source = PromptDatasource(spec, look(spec))
-        return [block for task in source.get_read_tasks(1) for block in task()]
+        found = look(spec)
+        blocks = [block for task in PromptDatasource(spec, found).get_read_tasks(1) for block in task()]
+        return blocks if found.copied is None else [with_copy(block, found.copied) for block in blocks]
 
     return read_blocks
 

@@ -13,6 +13,7 @@ from rayferry.job import source, storage
 from rayferry.job.columns import Columns
 from rayferry.job.ids import find_repeated
 from rayferry.job.look import Input, look
+from rayferry.job.rows import with_copy
 
 
 def parquet(columns):
@@ -408,3 +409,21 @@ def test_every_row_of_a_file_of_another_format_beside_openai_lines_is_an_error(r
 def test_no_broken_file_ends_a_look_or_the_reading(read_rows, name, content):
     rows = read_rows({name: content, "z.txt": b"fine\n"})
     assert good(rows)[-1] == ("z.txt:0", "fine")
+
+
+@pytest.mark.parametrize(
+    "bad", ["", '{"text": ""}\n', "nothing\n"], ids=["as a table", "row by row", "with a bad line"]
+)
+def test_an_own_column_that_is_the_prompt_travels_once(cluster, tmp_path, make_spec, bad):
+    (tmp_path / "a.jsonl").write_text('{"text": "one", "n": 1}\n{"text": "two", "n": 2}\n' + bad)
+    spec = make_spec(input={"uri": str(tmp_path / "a.jsonl")})
+    found = look(spec)
+    (block,) = [block for task in source.PromptDatasource(spec, found).get_read_tasks(1) for block in task()]
+    assert block.column("text").null_count == block.num_rows
+    assert with_copy(block, found.copied).column("text").to_pylist() == block.column("prompt").to_pylist()
+
+
+def test_a_column_that_is_the_prompt_of_some_rows_only_is_kept_as_it_is(read):
+    files = {"a.jsonl": b'{"text": "one"}\n', "b.jsonl": b'{"prompt": "two"}\n', "c.txt": b"three\n"}
+    rows = [row for block in read(files) for row in block.to_pylist()]
+    assert [(row["prompt"], row["text"]) for row in rows] == [("one", "one"), ("two", None), ("three", "three")]
