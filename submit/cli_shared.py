@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 address_option = click.option(
     "--address", metavar="URL", help="The cluster's dashboard, such as http://127.0.0.1:8265."
 )
+timeout_option = click.option(
+    "--timeout", metavar="TIME", help="Follow no longer than this, such as 90s or 2h; the job goes on (exit code 6)."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 
 
@@ -28,3 +31,17 @@ def cluster_of(flag: str | None) -> "Cluster":
     from rayferry.submit.client import Cluster
 
     return Cluster(address.url)
+
+
+def seconds_of(timeout: str | None) -> float | None:
+    """What `--timeout` says, in seconds."""
+    if timeout is None:
+        return None
+    from rayferry.job.errors import SpecError
+    from rayferry.job.spec import seconds
+
+    try:
+        return seconds(timeout)
+    except ValueError as error:
+        msg = f"--timeout {timeout!r}: {error}"
+        raise SpecError(msg) from error

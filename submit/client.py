@@ -1,5 +1,6 @@
 """The Jobs API, by Ray's own SDK. The only module that imports ray.job_submission."""
 
+import io
 import logging
 import os
 import socket
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import aiohttp
 import requests
 from ray.job_submission import JobSubmissionClient
 from requests.exceptions import ChunkedEncodingError
@@ -25,6 +27,7 @@ for _name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.
 
 _TIMEOUT_S = (5, 60)  # connect, read
 _SUBMIT_TRIES = 4
+_HEARTBEAT_S = 20.0
 # Source: `format_authentication_http_error` puts the first before a 401's and a 403's text, whoever sent it; the
 # second are what Ray's own `token_auth_middleware` sends (Ray 2.60).
 _REFUSED = ("Authentication required:", "Authentication failed:")
@@ -197,21 +200,55 @@ class Cluster:
 
     def logs(self, submission_id: str) -> str:
         """The whole driver log."""
-        return str(self._ask(lambda: self._client.get_job_logs(submission_id), submission_id))
+        try:
+            return str(self._ask(lambda: self._client.get_job_logs(submission_id), submission_id))
+        except ClusterError as error:
+            if "UnicodeDecodeError" not in str(error.__cause__):
+                raise
+            return self._logs_as_bytes(submission_id)
 
-    def tail(self, submission_id: str) -> AsyncIterator[str]:
-        """The driver log from its first byte on, for as long as the connection holds. Its end proves nothing."""
-        return self._client.tail_job_logs(submission_id)  # type: ignore[no-any-return]
+    def _logs_as_bytes(self, submission_id: str) -> str:
+        """The same by another way: the Jobs API gives nothing at all of a log that has one bad byte."""
+        node_id = self._ask(lambda: self._client.get_job_info(submission_id), submission_id).driver_node_id
+        path = f"/api/v0/logs/file?node_id={node_id}&filename=job-driver-{submission_id}.log&lines=-1"
+        content = self._get(path, read=lambda answer: answer.content)
+        with io.TextIOWrapper(io.BytesIO(content), "utf-8", errors="replace") as text:
+            return text.read()  # line ends as the Jobs API has them
+
+    async def tail(self, submission_id: str) -> AsyncIterator[str]:
+        """The driver log from its first byte on, for as long as the connection holds. Its end proves nothing.
+
+        As `JobSubmissionClient.tail_job_logs`, but a connection that is dead is noticed, and no line is too long.
+        Source: https://github.com/ray-project/ray/issues/51601
+        """
+        its = self._client
+        async with (
+            aiohttp.ClientSession(cookies=its._cookies, headers=its._headers) as session,  # noqa: SLF001
+            session.ws_connect(
+                f"{its._address}/api/jobs/{submission_id}/logs/tail",  # noqa: SLF001
+                ssl=True if its._ssl_context is None else its._ssl_context,  # noqa: SLF001
+                heartbeat=_HEARTBEAT_S,
+                max_msg_size=0,
+            ) as socket,
+        ):
+            async for message in socket:
+                if message.type == aiohttp.WSMsgType.TEXT:
+                    yield message.data
 
     def stop(self, submission_id: str) -> None:
         """Asks the job to end. It has not ended when this returns."""
         self._ask(lambda: self._client.stop_job(submission_id), submission_id)
 
-    def _get(self, path: str, part: Callable[[Any], Any] = lambda value: value) -> Any:
+    def _get(
+        self,
+        path: str,
+        part: Callable[[Any], Any] = lambda value: value,
+        read: Callable[[requests.Response], Any] = requests.Response.json,
+    ) -> Any:
         def call() -> Any:
             answer = self._client._do_request("GET", path)  # noqa: SLF001  # it carries the authentication
             answer.raise_for_status()
-            return part(answer.json())
+            return part(read(answer))
 
         return self._ask(call, path)
 

@@ -15,8 +15,8 @@ import yaml
 
 from rayferry.job.layout import Layout
 from rayferry.job.spec import parse
-from rayferry.submit import cli_jobs
 from rayferry.submit import follow as follow_module
+from rayferry.submit import launch
 from rayferry.submit.client import JobInfo
 
 GUARD_S = 10.0
@@ -58,7 +58,7 @@ def other_account(monkeypatch):
 def _impatient(monkeypatch):
     monkeypatch.setattr(follow_module, "_POLL_S", 0.01)
     monkeypatch.setattr(follow_module, "_FIRST_POLL_S", 0.01)
-    monkeypatch.setattr(cli_jobs, "_POLL_S", 0.01)
+    monkeypatch.setattr(launch, "_POLL_S", 0.01)
 
 
 @pytest.fixture

@@ -380,3 +380,30 @@ def test_the_real_cluster_lists_the_job(real_job):
 def test_the_real_cluster_tells_its_nodes(real_job):
     nodes, autoscaling = real_job[0].nodes()
     assert (len(nodes), nodes[0].num_cpus > 0, autoscaling) == (1, True, False)
+
+
+HOSTILE = r"""
+import sys, time
+out = sys.stdout.buffer
+out.write(b"first\n"); out.flush(); time.sleep(2)
+out.write(b"bad " + bytes([255, 254]) + b" byte\n"); out.flush(); time.sleep(4)
+out.write(b"x" * (5 << 20) + b"\nlast\n"); out.flush(); time.sleep(2)
+"""
+
+
+def test_the_real_log_is_shown_whole_in_spite_of_a_bad_byte_and_a_line_of_5_mib(real_job, tmp_path):
+    cluster, request, _, _ = real_job
+    (tmp_path / "hostile.py").write_text(HOSTILE)
+    name = new_submission_id("hostile")
+    cluster.submit(replace(request, submission_id=name, entrypoint=f"python {tmp_path / 'hostile.py'}"))
+    shown, during = [], []
+
+    def show(line):
+        shown.append(line)
+        during.append(cluster.info(name).status)
+
+    info = follow(cluster, name, show)
+    at = shown.index("first")
+    assert [line[:20] for line in shown[at:]] == ["first", "bad \ufffd\ufffd byte", "x" * 20, "last"]
+    assert (len(shown[at + 2]), info.status) == (5 << 20, "SUCCEEDED")
+    assert during[at + 1] == "RUNNING"  # it did not wait for the end
