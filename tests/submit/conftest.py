@@ -59,6 +59,7 @@ def _impatient(monkeypatch):
     monkeypatch.setattr(follow_module, "_POLL_S", 0.01)
     monkeypatch.setattr(follow_module, "_FIRST_POLL_S", 0.01)
     monkeypatch.setattr(launch, "_POLL_S", 0.01)
+    monkeypatch.setattr("rayferry.submit.client._READ_PAUSE_S", 0.01)
 
 
 @pytest.fixture
