@@ -5,7 +5,7 @@ import sys
 import click
 
 from rayferry.job.errors import RayferryError
-from rayferry.submit.cli_shared import address_option, cluster_of, json_option
+from rayferry.submit.cli_shared import Flags, address_option, cluster_of, json_option
 
 _POLL_S = 0.3
 
@@ -14,7 +14,7 @@ _POLL_S = 0.3
 @click.argument("submission_id")
 @address_option
 @json_option
-def status(submission_id: str, address: str | None, as_json: bool) -> None:
+def status(submission_id: str, address: Flags, as_json: bool) -> None:
     """Print the state of a job."""
     from dataclasses import asdict
 
@@ -36,7 +36,7 @@ def status(submission_id: str, address: str | None, as_json: bool) -> None:
 @address_option
 @click.option("-f", "--follow", "following", is_flag=True, help="Go on until the job ends; exit as submit would.")
 @click.option("--raw", is_flag=True, help="Show all lines, Ray's and vLLM's too.")
-def logs(submission_id: str, address: str | None, following: bool, raw: bool) -> None:
+def logs(submission_id: str, address: Flags, following: bool, raw: bool) -> None:
     """Print a job's log."""
     from rayferry.submit import launch, report
     from rayferry.submit.follow import our_lines
@@ -54,7 +54,7 @@ def logs(submission_id: str, address: str | None, following: bool, raw: bool) ->
 @click.argument("submission_id")
 @address_option
 @click.option("--timeout", default=60.0, show_default=True, help="Seconds to wait for the end.")
-def stop(submission_id: str, address: str | None, timeout: float) -> None:
+def stop(submission_id: str, address: Flags, timeout: float) -> None:
     """Stop a job and wait until it is over."""
     import time
 
@@ -79,7 +79,7 @@ def stop(submission_id: str, address: str | None, timeout: float) -> None:
 @address_option
 @click.option("--all", "every", is_flag=True, help="Also jobs that others submitted.")
 @json_option
-def list_jobs(address: str | None, every: bool, as_json: bool) -> None:
+def list_jobs(address: Flags, every: bool, as_json: bool) -> None:
     """List the cluster's jobs, newest first."""
     from dataclasses import asdict
 
@@ -97,7 +97,7 @@ def list_jobs(address: str | None, every: bool, as_json: bool) -> None:
 @click.argument("job_or_uri", metavar="ID|URI")
 @address_option
 @json_option
-def result(job_or_uri: str, address: str | None, as_json: bool) -> None:
+def result(job_or_uri: str, address: Flags, as_json: bool) -> None:
     """Print where the answers of a finished job are; ID may be its output URI."""
     from rayferry.submit import collect, report
     from rayferry.submit.s3 import NotThereError

@@ -10,14 +10,18 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
+from urllib.parse import urlsplit
 
+import aiohttp
 import requests
+import urllib3
 from ray.job_submission import JobSubmissionClient
-from requests.exceptions import ChunkedEncodingError
+from requests.exceptions import ChunkedEncodingError, InvalidHeader
 
 from rayferry.job.errors import RayferryError
 from rayferry.job.placement import Node, can_grow
-from rayferry.submit.config import ADDRESS_VARIABLES, Address
+from rayferry.submit import access
+from rayferry.submit.config import ADDRESS_VARIABLES, Address, is_loopback
 from rayferry.submit.request import METADATA_PREFIX, SubmitRequest
 
 for _name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
@@ -85,34 +89,70 @@ class JobInfo:
 
 
 class _Client(JobSubmissionClient):  # type: ignore[misc]  # Ray's SDK has no types
-    """Ray's client with a time-out on every request: its own would wait for ever.
+    """Ray's client, with a time-out on every request (its own would wait for ever) and the log's stream made alike.
 
     Source: `SubmissionClient._do_request` hands further keywords to `requests.request` (Ray 2.60).
     """
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
         options.setdefault("timeout", _TIMEOUT_S)
+        if is_loopback(self._address):  # requests would ask the proxy for this very machine
+            options.setdefault("proxies", {"no_proxy": urlsplit(self._address).hostname})
+        if any(name.lower() == "authorization" for name in self._headers):
+            options.setdefault("auth", lambda request: request)  # or requests puts ~/.netrc's in its place
         return super()._do_request(method, endpoint, **options)
+
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        """The log as it comes. Ray's own takes no proxy, trusts other certificates, and ends at 4 MiB a message."""
+        url = f"{self._address}/api/jobs/{job_id}/logs/tail"
+        trusted = self._ssl_context
+        if trusted is None:
+            trusted = access.usual_context() if url.startswith("https:") else True
+        async with (
+            aiohttp.ClientSession(
+                cookies=self._cookies, headers=self._headers, cookie_jar=aiohttp.CookieJar(quote_cookie=False)
+            ) as session,
+            session.ws_connect(url, ssl=trusted, proxy=access.proxy_of(url), max_msg_size=0) as stream,
+        ):
+            async for message in stream:
+                if message.type is aiohttp.WSMsgType.TEXT:
+                    yield message.data
 
 
 class Cluster:
     """One cluster's Jobs API. Every method raises `ClusterError` in plain words, and nothing else."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, address: Address | str) -> None:
         """Connects.
 
         Args:
-            url: http(s) address of the dashboard.
+            address: of the dashboard, and how it is spoken to; or its URL alone.
 
         Raises:
             UnreachableError: nothing answers there.
             ClusterError: something else than a Ray dashboard answers, or it refuses.
         """
-        self.url = url
+        if isinstance(address, str):
+            address = Address(address, "")
+        self.url = address.url
+        self._verify, said = access.certificates(address.verify, os.environ)
+        if isinstance(self._verify, str) and not Path(self._verify).exists():
+            msg = f"the certificates {self._verify} ({said}) are not there; give a file that is, or unset it"
+            raise ClusterError(msg)
+        if self._verify is False:
+            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)  # it was asked for
         # Ray lets these override the address that it is given.
         hidden = {name: os.environ.pop(name) for name in ADDRESS_VARIABLES if name in os.environ}
         try:
-            self._client = self._ask(lambda: _Client(url), "connect")
+            self._client = self._ask(
+                lambda: _Client(
+                    address.url,
+                    verify=self._verify,
+                    headers=dict(address.headers),
+                    cookies=dict(address.cookies) or None,
+                ),
+                "connect",
+            )
         finally:
             os.environ.update(hidden)
 
@@ -218,12 +258,19 @@ class Cluster:
     def _ask(self, call: Callable[[], T], what: str) -> T:
         try:
             return call()
+        except (InvalidHeader, UnicodeEncodeError):  # whose text has the value, and so maybe a secret
+            msg = "a header, or the token, has a character that HTTP does not allow; look for line ends, and quotes"
+            raise ClusterError(msg) from None
         except (requests.ConnectionError, requests.Timeout, ChunkedEncodingError, ConnectionError) as error:
+            trouble = access.trouble(self.url, error, self._verify) if what == "connect" else None
+            if trouble:
+                raise (UnreachableError if trouble.may_pass else ClusterError)(trouble.text) from error
             msg = f"no cluster answers at {self.url}; check that it is up, and the address (its dashboard's, port 8265)"
             raise UnreachableError(msg) from error
         except requests.RequestException as error:
-            msg = f"{self.url} answered, but not as a Ray dashboard does ({error}); check the address"
-            raise ClusterError(msg) from error
+            trouble = access.trouble(self.url, error, self._verify) if what == "connect" else None
+            hint = f"{self.url} answered, but not as a Ray dashboard does ({error}); check the address"
+            raise ClusterError(trouble.text if trouble else hint) from error
         except Exception as error:
             raise self._translate(error, what) from error
 
@@ -245,12 +292,8 @@ class Cluster:
             hint = "check the address, and whether something before the dashboard asks for a login"
             said = " ".join(text.partition("\n\n")[0].split())[:200]  # Ray's own advice on tokens follows
             return ClusterError(f"{self.url} refused, but not as a Ray dashboard does ({said}); {hint}")
-        path = os.environ.get("RAY_AUTH_TOKEN_PATH")
-        if path and not Path(path).exists() and "RAY_AUTH_TOKEN" not in os.environ:
-            hint = 'if it was the local stack\'s: rayferry local up, then eval "$(rayferry local env)"'
-            return ClusterError(f"{self.url}: the token's file {path} is not there (RAY_AUTH_TOKEN_PATH); {hint}")
-        hint = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
-        return ClusterError(f"{self.url} asks for a token that it accepts (here: none, or a wrong one): {hint}")
+        is_missing = _TOKEN_WORDS[0] in text or not text.startswith(_REFUSED)
+        return ClusterError(f"{self.url}: {access.refused_token(os.environ, is_missing=is_missing)}")
 
 
 def _is_of_this_machine(ip: str) -> bool:
