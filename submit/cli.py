@@ -9,7 +9,7 @@ import click
 
 from rayferry.job import VERSION
 from rayferry.job.errors import RayferryError, SpecError
-from rayferry.submit import cli_jobs, cli_local
+from rayferry.submit import cli_doctor, cli_jobs, cli_local
 from rayferry.submit.cli_shared import Flags, address_of, address_option, json_option
 
 set_option = click.option("--set", "sets", multiple=True, metavar="PATH=VALUE", help="Change a value of the job file.")
@@ -152,5 +152,5 @@ def init(path: Path, force: bool) -> None:
     report.datum(str(path))
 
 
-for _command in (*cli_jobs.COMMANDS, *cli_local.COMMANDS):
+for _command in (*cli_jobs.COMMANDS, *cli_local.COMMANDS, *cli_doctor.COMMANDS):
     main.add_command(_command)

@@ -278,6 +278,8 @@ class Cluster:
         text = " ".join(str(error).split())
         if type(error).__name__ == "AuthenticationError":
             return self._not_let_in(str(error))
+        if "Version check returned 404" in text:
+            return ClusterError(f"{self.url} answered, but not as a Ray dashboard does (404); check the address")
         if "does not exist" in text and "404" in text:
             return NoSuchJobError(f"{what}: {self.url} knows no such job; see: rayferry list")
         if "already exists" in text:

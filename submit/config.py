@@ -12,6 +12,10 @@ from rayferry.job.errors import RayferryError, SpecError
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 
+class NoClusterError(SpecError):
+    """No cluster is named anywhere."""
+
+
 @dataclass(frozen=True)
 class Address:
     """Where the Jobs API is.
@@ -57,7 +61,8 @@ def resolve_address(flag: str | None, job_file: str | None, environ: Mapping[str
     said.
 
     Raises:
-        SpecError: none is given, or it is not an http(s) address.
+        NoClusterError: none is given.
+        SpecError: it is not an http(s) address.
     """
     said = [("--address", flag), ("the job file", job_file)]
     said += [(name, environ.get(name)) for name in ADDRESS_VARIABLES]
@@ -67,7 +72,7 @@ def resolve_address(flag: str | None, job_file: str | None, environ: Mapping[str
             "no cluster: give --address http://HEAD:8265, set RAY_API_SERVER_ADDRESS, "
             "or start one on this machine: rayferry local up"
         )
-        raise SpecError(msg)
+        raise NoClusterError(msg)
     source, url = given[0]
     try:
         parts = urlsplit(url)
