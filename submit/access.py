@@ -7,7 +7,7 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from requests.certs import where
 from requests.utils import get_environ_proxies, select_proxy
@@ -155,6 +155,16 @@ def trouble(url: str, error: BaseException, verify: bool | str = True) -> Troubl
     """
     words = _words(error)
     return _proxy_trouble(url, words) or _tls_trouble(url, words, verify)
+
+
+def redirected(url: str, endpoint: str, location: str) -> str:
+    """What to do where a request is sent on to another place, such as https or a login."""
+    target = without_password(urljoin(url + endpoint, location).partition("?")[0])
+    path = endpoint.partition("?")[0]
+    if target.endswith(path):
+        return f"{url} sends on to another address; give that one: {target.removesuffix(path)}"
+    hint = "if that is a login, let --headers or --cookies say who you are, or tunnel to the dashboard"
+    return f"{url} sends on to {target}; {hint}"
 
 
 def _proxy_trouble(url: str, words: str) -> Trouble | None:

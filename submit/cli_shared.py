@@ -55,15 +55,17 @@ class _Secrets(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Mapping[str, str]:
         if isinstance(value, Mapping):
             return value
+        variable = getattr(param, "envvar", None)
+        place = f" (here or in {variable})" if variable else ""
         try:
             found = json.loads(value)
         except ValueError:
-            self.fail('not JSON; write an object of strings: \'{"NAME": "VALUE"}\'', param, ctx)
+            self.fail(f'not JSON{place}; write an object of strings: \'{{"NAME": "VALUE"}}\'', param, ctx)
         if not isinstance(found, dict) or not all(isinstance(one, str) for one in found.values()):
-            self.fail('not an object of strings; write it so: \'{"NAME": "VALUE"}\'', param, ctx)
+            self.fail(f'not an object of strings{place}; write it so: \'{{"NAME": "VALUE"}}\'', param, ctx)
         for number, (name, secret) in enumerate(found.items(), 1):
             if not _NAME.fullmatch(name) or not self._value.fullmatch(secret):
-                self.fail(f"entry {number} has a character that HTTP does not allow there", param, ctx)
+                self.fail(f"entry {number}{place} has a character that HTTP does not allow there", param, ctx)
         return found
 
 

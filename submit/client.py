@@ -100,7 +100,12 @@ class _Client(JobSubmissionClient):  # type: ignore[misc]  # Ray's SDK has no ty
             options.setdefault("proxies", {"no_proxy": urlsplit(self._address).hostname})
         if any(name.lower() == "authorization" for name in self._headers):
             options.setdefault("auth", lambda request: request)  # or requests puts ~/.netrc's in its place
-        return super()._do_request(method, endpoint, **options)
+        # a POST would arrive as a GET, and the secrets at whoever is named there
+        options.setdefault("allow_redirects", False)
+        answer = super()._do_request(method, endpoint, **options)
+        if answer.is_redirect:
+            raise ClusterError(access.redirected(self._address, endpoint, answer.headers["Location"]))
+        return answer
 
     async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
         """The log as it comes. Ray's own takes no proxy, trusts other certificates, and ends at 4 MiB a message."""
@@ -258,6 +263,8 @@ class Cluster:
     def _ask(self, call: Callable[[], T], what: str) -> T:
         try:
             return call()
+        except ClusterError:
+            raise
         except (InvalidHeader, UnicodeEncodeError):  # whose text has the value, and so maybe a secret
             msg = "a header, or the token, has a character that HTTP does not allow; look for line ends, and quotes"
             raise ClusterError(msg) from None

@@ -327,6 +327,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, status, value, *, cut=False):
         content = value.encode() if isinstance(value, str) else json.dumps(value).encode()
         self.send_response(status)
+        if 300 <= status < 400:
+            self.send_header("Location", value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content[: len(content) // 2] if cut else content)

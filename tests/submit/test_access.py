@@ -368,3 +368,16 @@ def test_the_real_client_says_the_same_of_a_mode_without_a_token(ray_api, tmp_pa
 
 def test_what_has_to_do_with_neither_tls_nor_a_proxy_is_no_trouble_of_theirs():
     assert access.trouble("https://head.test", ConnectionError("refused")) is None
+
+
+@pytest.mark.parametrize(
+    ("location", "said"),
+    [
+        ("https://head:443/ray/api/version", "sends on to another address; give that one: https://head:443/ray"),
+        ("/ray/api/version", "sends on to another address; give that one: http://head/ray"),
+        (f"https://me:{SECRET}@login.test/in?state={SECRET}", "sends on to https://login.test/in; if that is a login"),
+    ],
+)
+def test_an_address_that_sends_on_is_told_with_the_other(location, said):
+    text = access.redirected("http://head", "/api/version", location)
+    assert (said in text, SECRET in text) == (True, False)

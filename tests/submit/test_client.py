@@ -82,6 +82,15 @@ def test_a_header_that_http_does_not_allow_is_refused_without_showing_it(ray_api
     assert "hidden" not in str(caught.value)
 
 
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_request_is_not_sent_on_to_another_place(ray_api, serve_ray, status):
+    other = serve_ray()
+    ray_api.faults[("GET", "/api/version")] = [(status, other.url + "/api/version")]
+    with pytest.raises(ClusterError, match=f"{ray_api.url} sends on to another address; give that one: {other.url}"):
+        Cluster(ray_api.url)
+    assert other.requests == []
+
+
 def test_certificates_that_are_not_there_are_told_by_their_variable(ray_api, monkeypatch):
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/no/such/ca.pem")
     with pytest.raises(ClusterError, match=r"/no/such/ca.pem \(REQUESTS_CA_BUNDLE\) are not there"):
