@@ -9,8 +9,8 @@ import click
 
 from rayferry.job import VERSION
 from rayferry.job.errors import RayferryError, SpecError
-from rayferry.submit import cli_jobs, cli_local
-from rayferry.submit.cli_shared import address_of, address_option, json_option, seconds_of, timeout_option
+from rayferry.submit import cli_doctor, cli_jobs, cli_local
+from rayferry.submit.cli_shared import Flags, address_of, address_option, json_option, seconds_of, timeout_option
 
 set_option = click.option("--set", "sets", multiple=True, metavar="PATH=VALUE", help="Change a value of the job file.")
 
@@ -55,7 +55,7 @@ def main() -> None:
 def submit(
     job: Path,
     sets: tuple[str, ...],
-    address: str | None,
+    address: Flags,
     submission_id: str | None,
     dry_run: bool,
     no_wait: bool,
@@ -74,7 +74,7 @@ def submit(
         msg = f"--submission-id {submission_id!r}: use letters, digits, '.', '_' and '-', at most 128"
         raise SpecError(msg)
     if dry_run:
-        url = resolve_address(address, spec.cluster.address, {**os.environ, "RAY_ADDRESS": _nowhere()}).url
+        url = resolve_address(address.url, spec.cluster.address, {**os.environ, "RAY_ADDRESS": _nowhere()}).url
         value = request.build_request(spec, url, submission_id or f"{spec.name}-dry-run")
         report.json_datum(value.to_json())
         return
@@ -103,7 +103,7 @@ def _nowhere() -> str:
 @set_option
 @address_option
 @json_option
-def check(job: Path, sets: tuple[str, ...], address: str | None, as_json: bool) -> None:
+def check(job: Path, sets: tuple[str, ...], address: Flags, as_json: bool) -> None:
     """Check what the job file JOB needs, and start nothing."""
     from dataclasses import asdict
 
@@ -112,10 +112,12 @@ def check(job: Path, sets: tuple[str, ...], address: str | None, as_json: bool) 
 
     spec = load_job(job, sets)
     place = address_of(address, spec.cluster.address)
+    if place.note:
+        report.note(place.note)
     from rayferry.submit.client import Cluster
     from rayferry.submit.preflight import preflight
 
-    probes = preflight(spec, place, lambda: Cluster(place.url))
+    probes = preflight(spec, place, lambda: Cluster(place))
     if as_json:
         report.json_datum([asdict(probe) for probe in probes])
     else:
@@ -153,5 +155,5 @@ def init(path: Path, force: bool) -> None:
     report.datum(str(path))
 
 
-for _command in (*cli_jobs.COMMANDS, *cli_local.COMMANDS):
+for _command in (*cli_jobs.COMMANDS, *cli_local.COMMANDS, *cli_doctor.COMMANDS):
     main.add_command(_command)

@@ -5,14 +5,14 @@ import sys
 import click
 
 from rayferry.job.errors import RayferryError
-from rayferry.submit.cli_shared import address_option, cluster_of, json_option, seconds_of, timeout_option
+from rayferry.submit.cli_shared import Flags, address_option, cluster_of, json_option, seconds_of, timeout_option
 
 
 @click.command()
 @click.argument("submission_id")
 @address_option
 @json_option
-def status(submission_id: str, address: str | None, as_json: bool) -> None:
+def status(submission_id: str, address: Flags, as_json: bool) -> None:
     """Print the state of a job."""
     from dataclasses import asdict
 
@@ -36,9 +36,7 @@ def status(submission_id: str, address: str | None, as_json: bool) -> None:
 @click.option("--tail", type=click.IntRange(0), metavar="N", help="Of the lines that are there already, the last N.")
 @click.option("--raw", is_flag=True, help="Show all lines, Ray's and vLLM's too.")
 @timeout_option
-def logs(
-    submission_id: str, address: str | None, following: bool, tail: int | None, raw: bool, timeout: str | None
-) -> None:
+def logs(submission_id: str, address: Flags, following: bool, tail: int | None, raw: bool, timeout: str | None) -> None:
     """Print a job's log."""
     from rayferry.submit import launch, report
     from rayferry.submit.follow import our_lines
@@ -60,7 +58,7 @@ def logs(
 @click.argument("submission_id")
 @address_option
 @click.option("--timeout", default=60.0, show_default=True, help="Seconds to wait for the end.")
-def stop(submission_id: str, address: str | None, timeout: float) -> None:
+def stop(submission_id: str, address: Flags, timeout: float) -> None:
     """Stop a job and wait until it is over."""
     from rayferry.submit import launch, report
 
@@ -71,7 +69,7 @@ def stop(submission_id: str, address: str | None, timeout: float) -> None:
 @address_option
 @click.option("--all", "every", is_flag=True, help="Also jobs that others submitted.")
 @json_option
-def list_jobs(address: str | None, every: bool, as_json: bool) -> None:
+def list_jobs(address: Flags, every: bool, as_json: bool) -> None:
     """List the cluster's jobs, newest first."""
     from dataclasses import asdict
 
@@ -89,7 +87,7 @@ def list_jobs(address: str | None, every: bool, as_json: bool) -> None:
 @click.argument("job_or_uri", metavar="ID|URI")
 @address_option
 @json_option
-def result(job_or_uri: str, address: str | None, as_json: bool) -> None:
+def result(job_or_uri: str, address: Flags, as_json: bool) -> None:
     """Print where the answers of a finished job are; ID may be its output URI."""
     from rayferry.submit import collect, report
     from rayferry.submit.s3 import NotThereError

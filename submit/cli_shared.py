@@ -1,7 +1,13 @@
 """What commands share: their options, and the way to the cluster."""
 
+import functools
+import json
 import os
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
 
@@ -9,8 +15,92 @@ if TYPE_CHECKING:
     from rayferry.submit.client import Cluster
     from rayferry.submit.config import Address
 
-address_option = click.option(
-    "--address", metavar="URL", help="The cluster's dashboard, such as http://127.0.0.1:8265."
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110: token
+_VALUE = re.compile(r"[\x21-\x7e\xa0-\xff]([\t\x20-\x7e\xa0-\xff]*[\x21-\x7e\xa0-\xff])?|")
+_COOKIE_VALUE = re.compile(
+    r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]*"
+)  # RFC 6265: no blank, quote, comma, semicolon
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class _Verify(click.ParamType):
+    """`true`, `false`, or the path of certificates, as Ray spells it."""
+
+    name = "BOOL|PATH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bool | str:
+        import ssl
+
+        if isinstance(value, bool) or value.lower() in {"true", "1", "false", "0"}:
+            return value if isinstance(value, bool) else value.lower() in {"true", "1"}
+        path = Path(os.path.expanduser(value))  # noqa: PTH111  # Path raises where there is no home
+        if not path.exists():
+            self.fail(f"{value!r}: say true or false, or give the path of certificates that is there", param, ctx)
+        try:
+            ssl.create_default_context(**{"capath" if path.is_dir() else "cafile": str(path)})  # type: ignore[arg-type]
+        except OSError:  # ssl's errors among them
+            self.fail(f"{value!r} has no certificates to read; give a file in PEM form", param, ctx)
+        return str(path)
+
+
+class _Secrets(click.ParamType):
+    """A JSON object of strings. What is wrong with it is told without showing it."""
+
+    name = "JSON"
+
+    def __init__(self, value: "re.Pattern[str]") -> None:
+        self._value = value
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Mapping[str, str]:
+        if isinstance(value, Mapping):
+            return value
+        variable = getattr(param, "envvar", None)
+        place = f" (here or in {variable})" if variable else ""
+        try:
+            found = json.loads(value)
+        except ValueError:
+            self.fail(f'not JSON{place}; write an object of strings: \'{{"NAME": "VALUE"}}\'', param, ctx)
+        if not isinstance(found, dict) or not all(isinstance(one, str) for one in found.values()):
+            self.fail(f'not an object of strings{place}; write it so: \'{{"NAME": "VALUE"}}\'', param, ctx)
+        for number, (name, secret) in enumerate(found.items(), 1):
+            if not _NAME.fullmatch(name) or not self._value.fullmatch(secret):
+                self.fail(f"entry {number}{place} has a character that HTTP does not allow there", param, ctx)
+        return found
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What a command line says about the way to the cluster.
+
+    Attributes:
+        url: the address, if one is given.
+        verify: see `Address`, as the rest.
+        headers: secrets.
+        cookies: secrets.
+    """
+
+    url: str | None = None
+    verify: bool | str = True
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    cookies: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+_ADDRESS_OPTIONS = (
+    click.option("--address", metavar="URL", help="The cluster's dashboard, such as http://127.0.0.1:8265."),
+    click.option(
+        "--verify",
+        type=_Verify(),
+        default=True,
+        help="Check its TLS certificate: true, false, or the path of the certificates to trust.",
+    ),
+    click.option(
+        "--headers",
+        type=_Secrets(_VALUE),
+        envvar="RAY_JOB_HEADERS",
+        help="HTTP headers to send, a JSON object; or RAY_JOB_HEADERS.",
+    ),
+    click.option("--cookies", type=_Secrets(_COOKIE_VALUE), help="Cookies to send, a JSON object."),
 )
 timeout_option = click.option(
     "--timeout", metavar="TIME", help="Follow no longer than this, such as 90s or 2h; the job goes on (exit code 6)."
@@ -18,19 +108,40 @@ timeout_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 
 
-def address_of(flag: str | None, job_file: str | None = None) -> "Address":
-    """The cluster that a command is to use; see `resolve_address`."""
+def address_option(command: Callable[P, R]) -> Callable[..., R]:
+    """Gives a command the options about the cluster; it takes them as one value, `address`."""
+
+    @functools.wraps(command)
+    def taking(*args: Any, **options: Any) -> R:
+        flags = Flags(
+            options.pop("address"), options.pop("verify"), options.pop("headers") or {}, options.pop("cookies") or {}
+        )
+        return command(*args, **options, address=flags)  # type: ignore[arg-type]
+
+    result: Callable[..., R] = taking
+    for option in reversed(_ADDRESS_OPTIONS):
+        result = option(result)
+    return result
+
+
+def address_of(flags: Flags, job_file: str | None = None) -> "Address":
+    """The cluster that a command is to use, and how; see `resolve_address`."""
     from rayferry.submit.config import resolve_address
 
-    return resolve_address(flag, job_file, os.environ)
+    chosen = resolve_address(flags.url, job_file, os.environ)
+    return replace(chosen, verify=flags.verify, headers=flags.headers, cookies=flags.cookies)
 
 
-def cluster_of(flag: str | None) -> "Cluster":
+def cluster_of(flags: Flags) -> "Cluster":
     """Its Jobs API, for a command that has no job file."""
-    address = address_of(flag)
+    from rayferry.submit import report
+
+    address = address_of(flags)
+    if address.note:
+        report.note(address.note)
     from rayferry.submit.client import Cluster
 
-    return Cluster(address.url)
+    return Cluster(address)
 
 
 def seconds_of(timeout: str | None) -> float | None:

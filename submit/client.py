@@ -12,15 +12,18 @@ from http import HTTPStatus
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar, cast
+from urllib.parse import urlsplit
 
 import aiohttp
 import requests
+import urllib3
 from ray.job_submission import JobSubmissionClient
-from requests.exceptions import ChunkedEncodingError
+from requests.exceptions import ChunkedEncodingError, InvalidHeader
 
 from rayferry.job.errors import RayferryError
 from rayferry.job.placement import Node, can_grow
-from rayferry.submit.config import ADDRESS_VARIABLES, Address
+from rayferry.submit import access
+from rayferry.submit.config import ADDRESS_VARIABLES, Address, is_loopback
 from rayferry.submit.request import METADATA_PREFIX, SubmitRequest
 
 for _name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
@@ -98,34 +101,83 @@ class JobInfo:
 
 
 class _Client(JobSubmissionClient):  # type: ignore[misc]  # Ray's SDK has no types
-    """Ray's client with a time-out on every request: its own would wait for ever.
+    """Ray's client, with a time-out on every request (its own would wait for ever) and the log's stream made alike.
 
     Source: `SubmissionClient._do_request` hands further keywords to `requests.request` (Ray 2.60).
     """
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
         options.setdefault("timeout", _TIMEOUT_S)
-        return super()._do_request(method, endpoint, **options)
+        if is_loopback(self._address):  # requests would ask the proxy for this very machine
+            options.setdefault("proxies", {"no_proxy": urlsplit(self._address).hostname})
+        if any(name.lower() == "authorization" for name in self._headers):
+            options.setdefault("auth", lambda request: request)  # or requests puts ~/.netrc's in its place
+        # a POST would arrive as a GET, and the secrets at whoever is named there
+        options.setdefault("allow_redirects", False)
+        answer = super()._do_request(method, endpoint, **options)
+        if answer.is_redirect:
+            raise ClusterError(access.redirected(self._address, endpoint, answer.headers["Location"]))
+        return answer
+
+    async def tail_job_logs(self, job_id: str) -> AsyncIterator[str]:
+        """The log as it comes.
+
+        Ray's own takes no proxy, trusts other certificates, does not notice a dead connection, and ends at a message
+        of 4 MiB.
+
+        Source: https://github.com/ray-project/ray/issues/51601
+        """
+        url = f"{self._address}/api/jobs/{job_id}/logs/tail"
+        trusted = self._ssl_context
+        if trusted is None:
+            trusted = access.usual_context() if url.startswith("https:") else True
+        async with (
+            aiohttp.ClientSession(
+                cookies=self._cookies, headers=self._headers, cookie_jar=aiohttp.CookieJar(quote_cookie=False)
+            ) as session,
+            session.ws_connect(
+                url, ssl=trusted, proxy=access.proxy_of(url), heartbeat=_HEARTBEAT_S, max_msg_size=0
+            ) as stream,
+        ):
+            async for message in stream:
+                if message.type is aiohttp.WSMsgType.TEXT:
+                    yield message.data
 
 
 class Cluster:
     """One cluster's Jobs API. Every method raises `ClusterError` in plain words, and nothing else."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, address: Address | str) -> None:
         """Connects.
 
         Args:
-            url: http(s) address of the dashboard.
+            address: of the dashboard, and how it is spoken to; or its URL alone.
 
         Raises:
             UnreachableError: nothing answers there.
             ClusterError: something else than a Ray dashboard answers, or it refuses.
         """
-        self.url = url
+        if isinstance(address, str):
+            address = Address(address, "")
+        self.url = address.url
+        self._verify, said = access.certificates(address.verify, os.environ)
+        if isinstance(self._verify, str) and not Path(self._verify).exists():
+            msg = f"the certificates {self._verify} ({said}) are not there; give a file that is, or unset it"
+            raise ClusterError(msg)
+        if self._verify is False:
+            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)  # it was asked for
         # Ray lets these override the address that it is given.
         hidden = {name: os.environ.pop(name) for name in ADDRESS_VARIABLES if name in os.environ}
         try:
-            self._client = self._read(lambda: _Client(url), "connect")
+            self._client = self._read(
+                lambda: _Client(
+                    address.url,
+                    verify=self._verify,
+                    headers=dict(address.headers),
+                    cookies=dict(address.cookies) or None,
+                ),
+                "connect",
+            )
         finally:
             os.environ.update(hidden)
 
@@ -239,25 +291,9 @@ class Cluster:
         with io.TextIOWrapper(io.BytesIO(content), "utf-8", errors="replace") as text:
             return text.read()  # line ends as the Jobs API has them
 
-    async def tail(self, submission_id: str) -> AsyncIterator[str]:
-        """The driver log from its first byte on, for as long as the connection holds. Its end proves nothing.
-
-        As `JobSubmissionClient.tail_job_logs`, but a connection that is dead is noticed, and no line is too long.
-        Source: https://github.com/ray-project/ray/issues/51601
-        """
-        its = self._client
-        async with (
-            aiohttp.ClientSession(cookies=its._cookies, headers=its._headers) as session,  # noqa: SLF001
-            session.ws_connect(
-                f"{its._address}/api/jobs/{submission_id}/logs/tail",  # noqa: SLF001
-                ssl=True if its._ssl_context is None else its._ssl_context,  # noqa: SLF001
-                heartbeat=_HEARTBEAT_S,
-                max_msg_size=0,
-            ) as socket,
-        ):
-            async for message in socket:
-                if message.type == aiohttp.WSMsgType.TEXT:
-                    yield message.data
+    def tail(self, submission_id: str) -> AsyncIterator[str]:
+        """The driver log from its first byte on, for as long as the connection holds. Its end proves nothing."""
+        return self._client.tail_job_logs(submission_id)
 
     def stop(self, submission_id: str) -> None:
         """Asks the job to end. It has not ended when this returns."""
@@ -290,24 +326,57 @@ class Cluster:
     def _ask(self, call: Callable[[], T], what: str) -> T:
         try:
             return call()
+        except ClusterError:
+            raise
+        except (InvalidHeader, UnicodeEncodeError):  # whose text has the value, and so maybe a secret
+            msg = "a header, or the token, has a character that HTTP does not allow; look for line ends, and quotes"
+            raise ClusterError(msg) from None
+        except ClusterError:
+            raise
+        except (InvalidHeader, UnicodeEncodeError):  # whose text has the value, and so maybe a secret
+            msg = "a header, or the token, has a character that HTTP does not allow; look for line ends, and quotes"
+            raise ClusterError(msg) from None
+        except requests.JSONDecodeError as error:
+            if error.doc:
+                msg = f"{self.url} answered, but not as a Ray dashboard does ({error}); check the address"
+                raise ClusterError(msg) from error
+            msg = f"{self.url}: an answer was cut off ({what})"
+            raise UnreachableError(msg) from error
         except requests.HTTPError as error:
+            trouble = access.trouble(self.url, error, self._verify) if what == "connect" else None
+            if trouble:
+                raise ClusterError(trouble.text) from error
             status = error.response.status_code
             msg = f"{self.url} answered {what} with HTTP {status}; check the address, and the dashboard's log"
             kind = UnreachableError if status >= HTTPStatus.INTERNAL_SERVER_ERROR else ClusterError
             raise kind(msg) from error
-        except (requests.ConnectionError, requests.Timeout, ChunkedEncodingError, ConnectionError) as error:
-            msg = f"no cluster answers at {self.url}; check that it is up, and the address (its dashboard's, port 8265)"
-            raise UnreachableError(msg) from error
-        except requests.RequestException as error:
-            msg = f"{self.url} answered, but not as a Ray dashboard does ({error}); check the address"
-            raise ClusterError(msg) from error
+        except (requests.RequestException, ConnectionError) as error:
+            raise self._no_answer(error, what) from error
         except Exception as error:
             raise self._translate(error, what) from error
+
+    def _no_answer(self, error: Exception, what: str) -> ClusterError:
+        """What it means that there was no answer, or none of a Ray dashboard's."""
+        trouble = access.trouble(self.url, error, self._verify) if what == "connect" else None
+        if trouble:
+            return (UnreachableError if trouble.may_pass else ClusterError)(trouble.text)
+        if isinstance(error, requests.JSONDecodeError) and not error.doc:
+            return UnreachableError(f"{self.url}: an answer was cut off ({what})")
+        if isinstance(error, requests.HTTPError):
+            status = error.response.status_code
+            msg = f"{self.url} answered {what} with HTTP {status}; check the address, and the dashboard's log"
+            return (UnreachableError if status >= HTTPStatus.INTERNAL_SERVER_ERROR else ClusterError)(msg)
+        if isinstance(error, requests.ConnectionError | requests.Timeout | ChunkedEncodingError | ConnectionError):
+            hint = "check that it is up, and the address (its dashboard's, port 8265)"
+            return UnreachableError(f"no cluster answers at {self.url}; {hint}")
+        return ClusterError(f"{self.url} answered, but not as a Ray dashboard does ({error}); check the address")
 
     def _translate(self, error: Exception, what: str) -> ClusterError:
         text = " ".join(str(error).split())
         if type(error).__name__ == "AuthenticationError":
             return self._not_let_in(str(error))
+        if "Version check returned 404" in text:
+            return ClusterError(f"{self.url} answered, but not as a Ray dashboard does (404); check the address")
         if "does not exist" in text and "404" in text:
             return NoSuchJobError(f"{what}: {self.url} knows no such job; see: rayferry list")
         if "already exists" in text:
@@ -324,12 +393,8 @@ class Cluster:
             hint = "check the address, and whether something before the dashboard asks for a login"
             said = " ".join(text.partition("\n\n")[0].split())[:200]  # Ray's own advice on tokens follows
             return ClusterError(f"{self.url} refused, but not as a Ray dashboard does ({said}); {hint}")
-        path = os.environ.get("RAY_AUTH_TOKEN_PATH")
-        if path and not Path(path).exists() and "RAY_AUTH_TOKEN" not in os.environ:
-            hint = 'if it was the local stack\'s: rayferry local up, then eval "$(rayferry local env)"'
-            return ClusterError(f"{self.url}: the token's file {path} is not there (RAY_AUTH_TOKEN_PATH); {hint}")
-        hint = "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
-        return ClusterError(f"{self.url} asks for a token that it accepts (here: none, or a wrong one): {hint}")
+        is_missing = _TOKEN_WORDS[0] in text or not text.startswith(_REFUSED)
+        return ClusterError(f"{self.url}: {access.refused_token(os.environ, is_missing=is_missing)}")
 
 
 def _is_of_this_machine(ip: str) -> bool:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -10,6 +10,10 @@ from rayferry.job.errors import RayferryError, SpecError
 
 # Order of Ray's own command line; see its `--address`.
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+
+
+class NoClusterError(SpecError):
+    """No cluster is named anywhere."""
 
 
 @dataclass(frozen=True)
@@ -20,16 +24,34 @@ class Address:
         url: http or https, no slash at its end.
         source: who said so.
         note: what a user should know about the choice, or "".
+        verify: check the server's certificate; False for not, or the path of the certificates to trust.
+        headers: sent with every request. Secrets: not shown.
+        cookies: likewise.
     """
 
     url: str
     source: str
     note: str = ""
+    verify: bool | str = True
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    cookies: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def is_loopback(self) -> bool:
         """True if the cluster's head is this machine, as far as its address tells."""
-        return urlsplit(self.url).hostname in {"127.0.0.1", "localhost", "::1"}
+        return is_loopback(self.url)
+
+
+def is_loopback(url: str) -> bool:
+    """True if the host of `url` is this machine."""
+    return urlsplit(url).hostname in {"127.0.0.1", "localhost", "::1"}
+
+
+def without_password(url: str) -> str:
+    """`url` as it may be shown: no name and no password."""
+    head, slashes, rest = url.partition("//")
+    host, slash, path = rest.partition("/")
+    return head + slashes + host.rpartition("@")[2] + slash + path
 
 
 def resolve_address(flag: str | None, job_file: str | None, environ: Mapping[str, str]) -> Address:
@@ -39,7 +61,8 @@ def resolve_address(flag: str | None, job_file: str | None, environ: Mapping[str
     said.
 
     Raises:
-        SpecError: none is given, or it is not an http(s) address.
+        NoClusterError: none is given.
+        SpecError: it is not an http(s) address.
     """
     said = [("--address", flag), ("the job file", job_file)]
     said += [(name, environ.get(name)) for name in ADDRESS_VARIABLES]
@@ -49,7 +72,7 @@ def resolve_address(flag: str | None, job_file: str | None, environ: Mapping[str
             "no cluster: give --address http://HEAD:8265, set RAY_API_SERVER_ADDRESS, "
             "or start one on this machine: rayferry local up"
         )
-        raise SpecError(msg)
+        raise NoClusterError(msg)
     source, url = given[0]
     try:
         parts = urlsplit(url)
@@ -62,7 +85,7 @@ def resolve_address(flag: str | None, job_file: str | None, environ: Mapping[str
     if "@" in parts.netloc or parts.query or parts.fragment:
         msg = f"{source}: an address has no place for a password or a token; give http://HEAD:8265 alone"
         raise SpecError(msg)
-    others = [f"{name}={other}" for name, other in given[1:] if other != url]
+    others = [f"{name}={without_password(other)}" for name, other in given[1:] if other != url]
     note = f"{source} wins over {', '.join(others)}" if others and source in {"--address", "the job file"} else ""
     return Address(url, source, note)
 

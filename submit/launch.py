@@ -40,7 +40,7 @@ def submit(spec: JobSpec, address: Address, submission_id: str) -> tuple[Cluster
     clusters: list[Cluster] = []
 
     def connect() -> Cluster:
-        clusters.append(Cluster(address.url))
+        clusters.append(Cluster(address))
         return clusters[0]
 
     probes = preflight(spec, address, connect)

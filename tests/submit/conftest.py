@@ -305,8 +305,10 @@ class _Handler(BaseHTTPRequestHandler):
         api = self.server.api
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         api.requests.append((self.command, self.path))
-        if api.token and self.headers.get("Authorization") != f"Bearer {api.token}":
+        if api.token and not self.headers.get("Authorization"):
             return self._send(401, "Unauthorized: Missing authentication token")
+        if api.token and self.headers["Authorization"] != f"Bearer {api.token}":
+            return self._send(403, "Forbidden: Invalid authentication token")
         fault = api.fault(self.command, self.path)
         if isinstance(fault, tuple):
             return self._send(*fault)
@@ -326,6 +328,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, status, value, *, cut=False):
         content = value.encode() if isinstance(value, str) else json.dumps(value).encode()
         self.send_response(status)
+        if 300 <= status < 400:
+            self.send_header("Location", value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content[: len(content) // 2] if cut else content)

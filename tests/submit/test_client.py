@@ -8,6 +8,7 @@ import pytest
 
 from rayferry.job.spec import parse
 from rayferry.submit.client import Cluster, ClusterError, JobInfo, NoSuchJobError, NotKnownError, UnreachableError
+from rayferry.submit.config import Address
 from rayferry.submit.follow import follow
 from rayferry.submit.local.ports import free_ports
 from rayferry.submit.request import build_request, new_submission_id
@@ -49,10 +50,59 @@ def test_an_address_that_accepts_and_says_nothing_is_unreachable(monkeypatch):
             Cluster(url)
 
 
-def test_a_token_that_is_missing_is_told_with_the_variables_to_set(serve_ray):
+def test_a_token_that_is_wrong_is_told_with_where_it_is_from(serve_ray):
     api = serve_ray(token="secret")
-    with pytest.raises(ClusterError, match="RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN"):
+    with pytest.raises(ClusterError, match=r"does not accept the token from .*RAY_AUTH_TOKEN_PATH\)"):
         Cluster(api.url)
+
+
+def test_a_token_that_is_missing_is_told_with_the_variables_to_set(ray_api, monkeypatch):
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
+    ray_api.faults[("GET", "/api/version")] = [(401, "Unauthorized: Missing authentication token")]
+    with pytest.raises(ClusterError, match="RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN"):
+        Cluster(ray_api.url)
+
+
+def test_a_token_among_the_headers_wins_over_the_one_of_the_surroundings(serve_ray):
+    api = serve_ray(token="theirs")
+    assert Cluster(Address(api.url, "", headers={"authorization": "Bearer theirs"})).version()
+
+
+def test_a_token_among_the_headers_wins_over_netrc(serve_ray, monkeypatch, tmp_path):
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login u password p\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    api = serve_ray(token="theirs")
+    assert Cluster(Address(api.url, "", headers={"Authorization": "Bearer theirs"})).version()
+
+
+def test_a_header_that_http_does_not_allow_is_refused_without_showing_it(ray_api):
+    with pytest.raises(ClusterError, match="a character that HTTP does not allow") as caught:
+        Cluster(Address(ray_api.url, "", headers={"X-Key": "hidden\nhidden"}))
+    assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_request_is_not_sent_on_to_another_place(ray_api, serve_ray, status):
+    other = serve_ray()
+    ray_api.faults[("GET", "/api/version")] = [(status, other.url + "/api/version")]
+    with pytest.raises(ClusterError, match=f"{ray_api.url} sends on to another address; give that one: {other.url}"):
+        Cluster(ray_api.url)
+    assert other.requests == []
+
+
+def test_certificates_that_are_not_there_are_told_by_their_variable(ray_api, monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/no/such/ca.pem")
+    with pytest.raises(ClusterError, match=r"/no/such/ca.pem \(REQUESTS_CA_BUNDLE\) are not there"):
+        Cluster(ray_api.url)
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+def test_a_cluster_on_this_machine_is_asked_past_a_proxy(ray_api, closed_url, monkeypatch, name):
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv(name, closed_url)
+    assert Cluster(ray_api.url).version()
 
 
 @pytest.mark.parametrize("status", [401, 403])
