@@ -8,6 +8,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import boto3
 import pytest
@@ -113,6 +114,28 @@ def write_manifest():
         with open(path, "w") as file:  # noqa: PTH123
             json.dump(manifest, file)
         return manifest
+
+    return write
+
+
+@pytest.fixture
+def write_outcome():
+    """Writes how a run ended, under a folder."""
+
+    def write(output_uri, status, exit_code=None, error=None, submission_id="job-1"):
+        outcome = {
+            "schema_version": 1,
+            "submission_id": submission_id,
+            "status": status,
+            "exit_code": exit_code,
+            "error": error,
+            "started_at": "2026-01-01T10:00:00Z",
+            "ended_at": None if status == "RUNNING" else "2026-01-01T11:00:00Z",
+        }
+        path = Path(Layout(output_uri).outcome_uri)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(outcome))
+        return outcome
 
     return write
 
