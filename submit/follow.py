@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 import queue
-import re
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -18,7 +17,6 @@ _POLL_S = 1.0
 _FIRST_POLL_S = 0.2
 _LOST_AFTER_S = 120.0
 _LOG_TRIES = 3
-_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 class LostContactError(RayferryError):
@@ -190,13 +188,3 @@ def _stream(
         with contextlib.suppress(Exception, asyncio.CancelledError):  # whatever ended the stream, it is opened again
             asyncio.run(once())
         over.wait(_POLL_S)
-
-
-def failure_lines(log: str, limit: int = 6) -> list[str]:
-    """What a failed job's log says about the failure: our last error line, or else its last few lines."""
-    lines = [_ANSI.sub("", line).rstrip() for line in log.splitlines()]
-    ours = [line.removeprefix(MARK) for line in lines if line.startswith(MARK)]
-    errors = [line.partition("error: ")[2] for line in ours if " error: " in line]
-    if errors:
-        return errors[-1:]
-    return [line[:240] for line in lines if line.strip()][-limit:]

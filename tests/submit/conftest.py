@@ -238,6 +238,7 @@ class RayApi:
     statuses: list = field(default_factory=lambda: ["SUCCEEDED"])
     driver_exit_code: int | None = None
     message: str = ""
+    error_type: str | None = None
     log: str = "[rayferry] 10:00:00 hello\nnoise\n"
     faults: dict = field(default_factory=dict)
     requests: list = field(default_factory=list)
@@ -309,7 +310,7 @@ class RayApi:
             "status": self.statuses[0],
             "entrypoint": sent["entrypoint"],
             "message": self.message or f"it is {self.statuses[0]}",
-            "error_type": None,
+            "error_type": self.error_type,
             "start_time": 1000 * (1 + list(self.jobs).index(name)),
             "end_time": None,
             "metadata": sent["metadata"],
