@@ -13,7 +13,8 @@ _KILLED = {137, -9}
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 # `ValueError: x` or `ray.exceptions.RayActorError`, at a line's beginning or after Ray's `(name pid=1)`.
 _RAISED = re.compile(r"^(?:\([^()]*\) )?((?:\w+\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Exit)(?::.*)?)$")
-_EMPTY_OF_SENSE = re.compile(r"^(Traceback \(most recent call last\):|[\s^~]*)$")
+_NOTHING = re.compile(r"^(Traceback \(most recent call last\):|[\s^~]*)$")
+_OF_A_TRACEBACK = re.compile(r"^(\s|The above exception was the direct cause|During handling of the above)")
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,9 @@ class Failure:
     words: str
 
 
-_USER = Failure("user", "the cause is in your job: mend what is named here, and submit it again")
+_USER = Failure(
+    "user", "the cause is in your job, or in what it asks for: mend what is named here, and submit it again"
+)
 _ENVIRONMENT = Failure(
     "environment",
     "the cause is in the job's environment, which could not be set up: check runtime_env in the job file, and what "
@@ -89,20 +92,17 @@ def root_first(text: str) -> list[str]:
         that are not ours; no line is longer than 240 characters but the first. Empty if the text is.
     """
     lines = [_ANSI.sub("", line).rstrip() for line in text.splitlines()]
-    root = _root(lines)
-    # our own were shown when they came, and what the root line says need not be said twice
-    others = [line for line in lines if not line.startswith(MARK) and not _EMPTY_OF_SENSE.match(line)]
+    ours = [line.removeprefix(MARK) for line in lines if line.startswith(MARK)]
+    # our lines were shown when they came
+    others = [line for line in lines if not line.startswith(MARK) and not _NOTHING.match(line)]
+    root = None
+    if errors := [line.partition("error: ")[2] for line in ours if " error: " in line]:
+        root = errors[-1]
+        others = [line for line in others if not _OF_A_TRACEBACK.match(line)]  # the driver's, which leads to this root
+    elif raised := [found[1] for line in lines if (found := _RAISED.match(line))]:
+        root = raised[-1]
     last = [line[:_MAX_CHARS] for line in others if root is None or not line.endswith(root)][-_MAX_LINES:]
     return last if root is None else [root, *last]
-
-
-def _root(lines: list[str]) -> str | None:
-    ours = [line.removeprefix(MARK) for line in lines if line.startswith(MARK)]
-    errors = [line.partition("error: ")[2] for line in ours if " error: " in line]
-    if errors:
-        return errors[-1]
-    raised = [found[1] for line in lines if (found := _RAISED.match(line))]
-    return raised[-1] if raised else None
 
 
 def explain(info: JobInfo, log: str) -> list[str]:

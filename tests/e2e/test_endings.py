@@ -42,6 +42,7 @@ def test_ctrl_c_detaches_and_stop_ends_the_job_with_4(running, rayferry):
     assert rayferry("status", "detached").stdout == "RUNNING\n"
     assert rayferry("stop", "detached").stdout == "STOPPED\n"
     assert rayferry("logs", "-f", "detached").returncode == 4
+    assert rayferry("status", "s3://rayferry/e2e/detached/out/").stdout == "STOPPED\n"
 
 
 def test_submit_ends_4_when_somebody_else_stops_the_job(running, rayferry):
@@ -55,6 +56,15 @@ def test_a_job_out_of_time_ends_with_6_and_says_so(job_file, rayferry):
     done = rayferry("submit", job_file("late", timeout="4s"))
     assert done.returncode == 6
     assert "timed out: not done after 4s" in done.stderr
+
+
+def test_the_status_and_the_log_of_a_job_that_is_over_are_in_s3_too(job_file, rayferry):
+    name, uri = "later", "s3://rayferry/e2e/later/out/"
+    assert rayferry("submit", job_file(name, timeout="4s"), "--submission-id", name).returncode == 6
+    copy = rayferry("logs", "--raw", uri).stdout
+    assert rayferry("status", uri).stdout == "TIMED_OUT\n"
+    assert "error: timed out" in copy
+    assert rayferry("logs", "--raw", name).stdout.startswith(copy)
 
 
 def test_an_engine_that_cannot_start_is_quoted_in_a_line(job_file, rayferry):

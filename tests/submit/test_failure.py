@@ -101,10 +101,20 @@ def test_a_traceback_without_a_line_of_ours_has_its_last_line_first():
     ]
 
 
+def test_a_traceback_that_leads_to_a_line_of_ours_is_left_out():
+    chained = f"{TRACEBACK}\nThe above exception was the direct cause of the following exception:\n\n{TRACEBACK}"
+    assert root_first(f"(run pid=1) out of memory\n{chained}[rayferry] 10:00:00 error: no module\n") == [
+        "no module",
+        "(run pid=1) out of memory",
+        "ModuleNotFoundError: No module named 'rayferry'",
+        "ModuleNotFoundError: No module named 'rayferry'",
+    ]
+
+
 def test_the_whole_explanation_is_exactly_this():
     info = failed("JOB_ENTRYPOINT_COMMAND_ERROR", 1, metadata={"rayferry_output_uri": "s3://bucket/out/"})
     assert explain(info, "noise\n[rayferry] 10:00:01 error: no GPU\n") == [
-        "  the cause is in your job: mend what is named here, and submit it again",
+        "  the cause is in your job, or in what it asks for: mend what is named here, and submit it again",
         "  no GPU",
         "  noise",
         "the whole log: rayferry logs --raw job-1 or s3://bucket/out/_meta/driver.log",

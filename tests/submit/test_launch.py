@@ -141,7 +141,7 @@ def test_a_failed_job_is_explained_by_our_error_line(finish):
     words = finish("FAILED", 1, log="[rayferry] 10:00:01 error: no GPU\n", metadata={})[2].splitlines()
     assert words[-4:] == [
         "job-1 failed",
-        "  the cause is in your job: mend what is named here, and submit it again",
+        "  the cause is in your job, or in what it asks for: mend what is named here, and submit it again",
         "  no GPU",
         "the whole log: rayferry logs --raw job-1",
     ]
