@@ -1,6 +1,7 @@
 """The job's entrypoint, run on the cluster's head: `python -m rayferry.job spec.json --submission-id ID`."""
 
 import argparse
+import functools
 import json
 import os
 import signal
@@ -13,10 +14,12 @@ from types import FrameType
 from rayferry.job import VERSION
 from rayferry.job.errors import RayferryError, SpecError, root_line
 from rayferry.job.log import counted, say
+from rayferry.job.outcome import Recorder, driver_log
 from rayferry.job.spec import JobSpec, parse
 
 EXIT_TOO_MANY_ERRORS = 3
 EXIT_TIMED_OUT = 6
+_EXIT_STOPPED = 143
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,29 +32,41 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("spec", type=Path)
     parser.add_argument("--submission-id", required=True)
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    recorder = Recorder(options.submission_id, driver_log())
+    signal.signal(signal.SIGTERM, functools.partial(_on_sigterm, recorder))
+    timer: threading.Timer | None = None
     try:
         spec = _read(options.spec)
         say(f"rayferry {VERSION}: {options.submission_id}")
         if spec.timeout_s:
-            timer = threading.Timer(spec.timeout_s, _on_timeout, [spec.timeout])
+            timer = threading.Timer(spec.timeout_s, _on_timeout, [spec.timeout, recorder])
             timer.daemon = True
             timer.start()
         from rayferry.job import manifest, pipeline  # they import Ray, which takes a second
 
-        result = pipeline.run(spec, options.submission_id)
+        result = pipeline.run(spec, options.submission_id, accepted=recorder.start)
     except Exception as error:  # noqa: BLE001  # the last boundary: whatever it is, it is told and ends in a code
+        if timer:
+            timer.cancel()
         traceback.print_exc()
-        say(f"error: {root_line(error)}")
-        return error.exit_code if isinstance(error, RayferryError) else 1
+        root = root_line(error)
+        say(f"error: {root}")
+        code = error.exit_code if isinstance(error, RayferryError) else 1
+        recorder.end("FAILED", code, root)
+        return code
+    if timer:
+        timer.cancel()
     counts = result["counts"]
     say(f"done: {counted(counts['succeeded'], 'answer')}, {counted(counts['failed'], 'error')}")
     if manifest.too_many_errors(result):
-        say(
-            f"error: {manifest.error_rate(result):.1%} of the rows failed, "
+        root = (
+            f"{manifest.error_rate(result):.1%} of the rows failed, "
             f"more than max_error_rate ({spec.on_error.max_error_rate:.1%})"
         )
+        say(f"error: {root}")
+        recorder.end("FAILED", EXIT_TOO_MANY_ERRORS, root, has_manifest=True)
         return EXIT_TOO_MANY_ERRORS
+    recorder.end("SUCCEEDED", 0, has_manifest=True)
     return 0
 
 
@@ -64,13 +79,16 @@ def _read(path: Path) -> JobSpec:
     return parse(data, str(path))
 
 
-def _on_sigterm(_number: int, _frame: FrameType | None) -> None:
+def _on_sigterm(recorder: Recorder, _number: int, _frame: FrameType | None) -> None:
     say("stopped: what is in data/ and errors/ stays; there is no manifest")
-    sys.exit(143)
+    recorder.end("STOPPED", _EXIT_STOPPED)
+    sys.exit(_EXIT_STOPPED)
 
 
-def _on_timeout(timeout: str) -> None:
-    say(f"error: timed out: not done after {timeout}; raise timeout, or add replicas")
+def _on_timeout(timeout: str, recorder: Recorder) -> None:
+    root = f"timed out: not done after {timeout}; raise timeout, or add replicas"
+    say(f"error: {root}")
+    recorder.end("TIMED_OUT", EXIT_TIMED_OUT, root)
     os._exit(EXIT_TIMED_OUT)
 
 

@@ -52,6 +52,16 @@ class Layout:
         """The job file as it ran."""
         return self.meta_uri + "spec.json"
 
+    @property
+    def driver_log_uri(self) -> str:
+        """A copy of the driver's log."""
+        return self.meta_uri + "driver.log"
+
+    @property
+    def outcome_uri(self) -> str:
+        """How the run ended, whether or not there is a manifest."""
+        return self.meta_uri + "outcome.json"
+
     def part_name(self, submission_id: str, index: int, suffix: str = "parquet") -> str:
         """File name of one part: the same write task gets the same name, so that its retry replaces it."""
         return f"{submission_id}-{index:06d}.{suffix}"

@@ -4,6 +4,7 @@ import inspect
 import json
 import signal
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rayferry.job import RAY_FLOOR, storage
@@ -45,13 +46,19 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:2])
 
 
-def run(spec: JobSpec, submission_id: str, predictor: type | None = None) -> dict[str, Any]:
+def run(
+    spec: JobSpec,
+    submission_id: str,
+    predictor: type | None = None,
+    accepted: Callable[[Layout], None] = lambda _layout: None,
+) -> dict[str, Any]:
     """Answers every row of the input and writes the manifest.
 
     Args:
         spec: the job.
         submission_id: the Ray job that this process is.
         predictor: stands in for `LLMPredictor`; for tests of the pipeline without an engine.
+        accepted: called once it is known that the output is this run's to write to.
 
     Returns:
         The manifest.
@@ -69,6 +76,7 @@ def run(spec: JobSpec, submission_id: str, predictor: type | None = None) -> dic
 
     layout = Layout(spec.output.uri)
     _check_empty(layout)
+    accepted(layout)
     found = look(spec)
     _tell(spec, found)
 

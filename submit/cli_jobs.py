@@ -1,24 +1,42 @@
 """Commands about a job that was submitted, and about its answers."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import click
 
 from rayferry.job.errors import RayferryError
 from rayferry.submit.cli_shared import Flags, address_option, cluster_of, json_option, seconds_of, timeout_option
 
+job_or_uri_argument = click.argument("job_or_uri", metavar="ID|URI")
+
+
+@contextmanager
+def _or_by_uri(command: str) -> Iterator[None]:
+    """Where the cluster does not tell of a job, says that its output may."""
+    try:
+        yield
+    except RayferryError as error:
+        error.add_note(f"the output URI in place of the id needs no cluster: rayferry {command} URI")
+        raise
+
 
 @click.command()
-@click.argument("submission_id")
+@job_or_uri_argument
 @address_option
 @json_option
-def status(submission_id: str, address: Flags, as_json: bool) -> None:
-    """Print the state of a job."""
+def status(job_or_uri: str, address: Flags, as_json: bool) -> None:
+    """Print the state of a job; ID may be its output URI."""
     from dataclasses import asdict
 
     from rayferry.submit import report
 
-    info = cluster_of(address).info(submission_id)
+    if "/" in job_or_uri:
+        _status_by_uri(job_or_uri, as_json=as_json)
+        return
+    with _or_by_uri("status"):
+        info = cluster_of(address).info(job_or_uri)
     if as_json:
         report.json_datum(asdict(info) | {"output_uri": info.output_uri})
         return
@@ -29,29 +47,60 @@ def status(submission_id: str, address: Flags, as_json: bool) -> None:
     report.datum(info.status)
 
 
+def _status_by_uri(uri: str, *, as_json: bool) -> None:
+    from rayferry.submit import collect, report
+
+    run = collect.ended(uri)
+    if as_json:
+        report.json_datum(run)
+        return
+    report.note(f"job: {run['submission_id']}")
+    if run["error"]:
+        report.note(run["error"])
+    report.datum(run["status"])
+
+
 @click.command()
-@click.argument("submission_id")
+@job_or_uri_argument
 @address_option
 @click.option("-f", "--follow", "following", is_flag=True, help="Go on until the job ends; exit as submit would.")
 @click.option("--tail", type=click.IntRange(0), metavar="N", help="Of the lines that are there already, the last N.")
 @click.option("--raw", is_flag=True, help="Show all lines, Ray's and vLLM's too.")
 @timeout_option
-def logs(submission_id: str, address: Flags, following: bool, tail: int | None, raw: bool, timeout: str | None) -> None:
-    """Print a job's log."""
-    from rayferry.submit import launch, report
+def logs(job_or_uri: str, address: Flags, following: bool, tail: int | None, raw: bool, timeout: str | None) -> None:
+    """Print a job's log; ID may be its output URI."""
+    from rayferry.submit import report
     from rayferry.submit.follow import our_lines
 
     timeout_s = seconds_of(timeout)
-    cluster = cluster_of(address)
-    if following:
-        cluster.info(submission_id)
-        sys.exit(launch.wait(cluster, submission_id, launch.Watch(raw=raw, timeout_s=timeout_s, tail=tail)))
+    if "/" in job_or_uri:
+        log = _log_by_uri(job_or_uri, following=following)
+    else:
+        with _or_by_uri("logs"):
+            cluster = cluster_of(address)
+            if not following:
+                log = cluster.logs(job_or_uri)
+            else:
+                cluster.info(job_or_uri)
+        if following:
+            from rayferry.submit import launch
+
+            sys.exit(launch.wait(cluster, job_or_uri, launch.Watch(raw=raw, timeout_s=timeout_s, tail=tail)))
     lines: list[str] = []
     show = lines.append if raw else our_lines(lines.append)
-    for line in cluster.logs(submission_id).splitlines():
+    for line in log.splitlines():
         show(line)
     for line in lines if tail is None else lines[max(0, len(lines) - tail) :]:
         report.datum(line)
+
+
+def _log_by_uri(uri: str, *, following: bool) -> str:
+    from rayferry.submit import collect
+
+    if following:
+        msg = "-f needs the cluster, and so the job's id: what lies under an output URI is a copy of the log"
+        raise click.UsageError(msg)
+    return collect.read_log(uri)
 
 
 @click.command()
@@ -84,7 +133,7 @@ def list_jobs(address: Flags, every: bool, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("job_or_uri", metavar="ID|URI")
+@job_or_uri_argument
 @address_option
 @json_option
 def result(job_or_uri: str, address: Flags, as_json: bool) -> None:
@@ -95,11 +144,8 @@ def result(job_or_uri: str, address: Flags, as_json: bool) -> None:
     uri: str | None = job_or_uri
     info = None
     if "/" not in job_or_uri:
-        try:
+        with _or_by_uri("result"):
             info = cluster_of(address).info(job_or_uri)
-        except RayferryError as error:
-            error.add_note("the output URI in place of the id needs no cluster: rayferry result URI")
-            raise
         if not info.is_over:
             msg = f"{job_or_uri} is {info.status}; wait for it: rayferry logs -f {job_or_uri}"
             raise RayferryError(msg)
@@ -111,8 +157,7 @@ def result(job_or_uri: str, address: Flags, as_json: bool) -> None:
         manifest = collect.read_manifest(uri)
     except NotThereError as error:
         if info is None:
-            msg = f"{error}; the job is not done (see: rayferry list), or its output URI is another"
-            raise RayferryError(msg) from error
+            raise RayferryError(_why_no_result(uri, error)) from error
         msg = f"{job_or_uri} is {info.status}, and there is no result; see: rayferry logs {job_or_uri}"
         raise RayferryError(msg) from error
     if "/" not in job_or_uri and manifest["submission_id"] != job_or_uri:
@@ -123,6 +168,19 @@ def result(job_or_uri: str, address: Flags, as_json: bool) -> None:
         report.json_datum(manifest)
     else:
         report.datum(uri)
+
+
+def _why_no_result(uri: str, error: RayferryError) -> str:
+    from rayferry.submit import collect
+    from rayferry.submit.s3 import NotThereError
+
+    try:
+        run = collect.read_outcome(uri)
+    except NotThereError:
+        run = {"status": "RUNNING"}
+    if run["status"] == "RUNNING":
+        return f"{error}; the job is not done (see: rayferry list), or its output URI is another"
+    return f"{run['submission_id']} is {run['status']}, and there is no result; see: rayferry logs {uri}"
 
 
 @click.command()

@@ -74,6 +74,7 @@ class JobInfo:
         start_ms: Unix time in milliseconds, or None.
         end_ms: likewise.
         metadata: what was sent with it.
+        error_type: Ray's word for why it failed, such as RUNTIME_ENV_SETUP_FAILURE; None where Ray has none.
     """
 
     submission_id: str
@@ -83,6 +84,7 @@ class JobInfo:
     start_ms: int | None = None
     end_ms: int | None = None
     metadata: dict[str, str] = field(default_factory=dict)
+    error_type: str | None = None
 
     @property
     def is_over(self) -> bool:
@@ -331,11 +333,6 @@ class Cluster:
         except (InvalidHeader, UnicodeEncodeError):  # whose text has the value, and so maybe a secret
             msg = "a header, or the token, has a character that HTTP does not allow; look for line ends, and quotes"
             raise ClusterError(msg) from None
-        except ClusterError:
-            raise
-        except (InvalidHeader, UnicodeEncodeError):  # whose text has the value, and so maybe a secret
-            msg = "a header, or the token, has a character that HTTP does not allow; look for line ends, and quotes"
-            raise ClusterError(msg) from None
         except requests.JSONDecodeError as error:
             if error.doc:
                 msg = f"{self.url} answered, but not as a Ray dashboard does ({error}); check the address"
@@ -415,4 +412,10 @@ def _job_info(found: Any) -> JobInfo:
         start_ms=found.start_time,
         end_ms=found.end_time,
         metadata=dict(found.metadata or {}),
+        error_type=_error_type(found),
     )
+
+
+def _error_type(found: Any) -> str | None:
+    told = getattr(found, "error_type", None)  # an older Ray has none
+    return str(getattr(told, "value", told)) if told else None

@@ -1,18 +1,21 @@
-"""What came of a run: read from its manifest, never from its logs."""
+"""What came of a run: read from its manifest and its outcome, never from its logs."""
 
 import io
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayferry.job.errors import RayferryError
 from rayferry.job.layout import Layout
-from rayferry.submit import s3
-from rayferry.submit.client import JobInfo
+from rayferry.submit import report, s3
+
+if TYPE_CHECKING:
+    from rayferry.submit.client import JobInfo
 
 _MAX_PREVIEW_FILES = 20
 
@@ -30,20 +33,90 @@ def read_manifest(output_uri: str) -> dict[str, Any]:
         StorageError: it cannot be read from here.
         RayferryError: it is not a manifest of a version known here.
     """
-    uri = Layout(output_uri).manifest_uri
+    return _record(Layout(output_uri).manifest_uri, "manifest")
+
+
+def read_outcome(output_uri: str) -> dict[str, Any]:
+    """How the run under an output URI ended, or that it began.
+
+    Raises:
+        NotThereError: no run found this output empty.
+        StorageError: it cannot be read from here.
+        RayferryError: it is not an outcome of a version known here.
+    """
+    return _record(Layout(output_uri).outcome_uri, "outcome")
+
+
+def _record(uri: str, what: str) -> dict[str, Any]:
     try:
-        manifest: dict[str, Any] = json.loads(s3.read_bytes(uri))
-        version = manifest["schema_version"]
+        record: dict[str, Any] = json.loads(s3.read_bytes(uri))
+        version = record["schema_version"]
     except (ValueError, KeyError, TypeError) as error:
-        msg = f"{uri}: not a manifest of Rayferry"
+        msg = f"{uri}: not {'an' if what == 'outcome' else 'a'} {what} of Rayferry"
         raise RayferryError(msg) from error
     if version != 1:
         msg = f"{uri}: of schema version {version}; this Rayferry reads 1: upgrade it"
         raise RayferryError(msg)
-    return manifest
+    return record
 
 
-def exit_code(info: JobInfo) -> int:
+def ended(output_uri: str) -> dict[str, Any]:
+    """How the run under an output URI ended, as S3 alone tells it.
+
+    A manifest outweighs an outcome, but for a run that ended with too many errors: it leaves both.
+
+    Returns:
+        `submission_id`, `status`, `exit_code`, `error`, `started_at`, `ended_at`, `output_uri`.
+
+    Raises:
+        RayferryError: that is not known from here.
+    """
+    uri = Layout(output_uri).output_uri
+    try:
+        outcome = read_outcome(uri)
+    except s3.NotThereError:
+        outcome = None
+    try:
+        manifest = read_manifest(uri)
+    except s3.NotThereError as error:
+        if outcome is None or outcome["status"] == "RUNNING":
+            raise RayferryError(_unknown(uri, outcome)) from error
+        record = outcome
+    else:
+        record = {**manifest, "status": "SUCCEEDED", "exit_code": 0, "error": None}
+        ours = outcome and outcome["submission_id"] == manifest["submission_id"]
+        if outcome and ours and outcome["exit_code"] == EXIT_TOO_MANY_ERRORS:
+            record = outcome
+    names = ("submission_id", "status", "exit_code", "error", "started_at", "ended_at")
+    return {name: record.get(name) for name in names} | {"output_uri": uri}
+
+
+def _unknown(uri: str, outcome: dict[str, Any] | None) -> str:
+    layout = Layout(uri)
+    told = []
+    for told_uri in (layout.driver_log_uri, layout.progress_uri):
+        with suppress(s3.NotThereError):
+            told.append(f"{told_uri.rpartition('/')[2]} was last written {report.clock(s3.modified_ms(told_uri))}")
+    name = outcome["submission_id"] if outcome else "ID"
+    what = f"{name} was running when last heard of" if outcome else "no outcome is there"
+    return f"{uri}: unknown from here: {'; '.join([what, *told])}; while the cluster is up: rayferry status {name}"
+
+
+def read_log(output_uri: str) -> str:
+    """The copy of the driver's log under an output URI.
+
+    Raises:
+        RayferryError: there is none, or it cannot be read from here.
+    """
+    uri = Layout(output_uri).driver_log_uri
+    try:
+        return s3.read_bytes(uri).decode(errors="replace")
+    except s3.NotThereError as error:
+        msg = f"{error}; the job has not come so far, or never did; while the cluster is up: rayferry logs ID"
+        raise s3.NotThereError(msg) from error
+
+
+def exit_code(info: "JobInfo") -> int:
     """The exit code that a job's end means."""
     if info.status == "SUCCEEDED":
         return 0

@@ -5,7 +5,6 @@ import contextlib
 import logging
 import queue
 import random
-import re
 import threading
 import time
 from collections import deque
@@ -21,7 +20,6 @@ _FIRST_POLL_S = 0.2
 _MAX_PAUSE_S = 15.0
 _LOST_AFTER_S = 120.0
 _LOG_TRIES = 3
-_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 class LostContactError(RayferryError):
@@ -246,13 +244,3 @@ def _stream(
                 log = cluster.logs(submission_id)
                 pieces.put((log[: log.rfind("\n") + 1], 0))
         over.wait(next(pauses))
-
-
-def failure_lines(log: str, limit: int = 6) -> list[str]:
-    """What a failed job's log says about the failure: our last error line, or else its last few lines."""
-    lines = [_ANSI.sub("", line).rstrip() for line in log.splitlines()]
-    ours = [line.removeprefix(MARK) for line in lines if line.startswith(MARK)]
-    errors = [line.partition("error: ")[2] for line in ours if " error: " in line]
-    if errors:
-        return errors[-1:]
-    return [line[:240] for line in lines if line.strip()][-limit:]

@@ -4,7 +4,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -12,10 +12,10 @@ from typing import Any
 from rayferry.job.errors import RayferryError
 from rayferry.job.layout import Layout
 from rayferry.job.spec import JobSpec
-from rayferry.submit import collect, report, s3
+from rayferry.submit import collect, failure, report, s3
 from rayferry.submit.client import Cluster, ClusterError, JobInfo, UnreachableError
 from rayferry.submit.config import Address
-from rayferry.submit.follow import failure_lines, follow, our_lines
+from rayferry.submit.follow import follow, our_lines
 from rayferry.submit.preflight import PreflightError, preflight, require
 from rayferry.submit.request import SubmitRequest, build_request
 
@@ -215,6 +215,7 @@ def conclude(cluster: Cluster, info: JobInfo, *, as_json: bool = False) -> int:
 
 def outcome(info: JobInfo, manifest: dict[str, Any] | None, code: int) -> dict[str, Any]:
     """An ended job as JSON values."""
+    found = failure.sort(info)
     return {
         "submission_id": info.submission_id,
         "status": info.status,
@@ -223,6 +224,8 @@ def outcome(info: JobInfo, manifest: dict[str, Any] | None, code: int) -> dict[s
         "counts": manifest["counts"] if manifest else None,
         "tokens": manifest["tokens"] if manifest else None,
         "seconds": manifest["seconds"] if manifest else None,
+        "error_type": info.error_type,
+        "failure_class": found.name if found else None,
     }
 
 
@@ -257,12 +260,9 @@ def _tell_status(info: JobInfo) -> None:
 
 
 def _explain(cluster: Cluster, info: JobInfo) -> None:
-    try:
-        lines = failure_lines(cluster.logs(info.submission_id))
-    except RayferryError:
-        lines = []
-    if not lines or info.exit_code is None:  # it did not come to the driver's end: Ray knows why
-        lines = info.message.splitlines()[:3] or lines
-    for line in lines:
-        report.note(f"  {line}")
-    report.note(f"the whole log: rayferry logs --raw {info.submission_id}")
+    log: str | RayferryError
+    log = ""
+    with suppress(RayferryError):
+        log = cluster.logs(info.submission_id)
+    for line in failure.explain(info, log):
+        report.note(line)

@@ -121,6 +121,23 @@ def read_bytes(uri: str) -> bytes:
         return client().get_object(Bucket=bucket, Key=key)["Body"].read()
 
 
+def modified_ms(uri: str) -> int:
+    """When an object was written, as Unix time in milliseconds.
+
+    Raises:
+        StorageError: see `explained`.
+    """
+    if not is_s3(uri):
+        try:
+            return int(_path(uri).stat().st_mtime * 1000)
+        except OSError as error:
+            msg = f"{uri}: not there"
+            raise NotThereError(msg) from error
+    bucket, key = split(uri)
+    with explained(uri):
+        return int(client().head_object(Bucket=bucket, Key=key)["LastModified"].timestamp() * 1000)
+
+
 def write_bytes(uri: str, content: bytes) -> None:
     """Writes an object.
 

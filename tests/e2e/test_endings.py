@@ -42,6 +42,7 @@ def test_ctrl_c_detaches_and_stop_ends_the_job_with_4(running, rayferry):
     assert rayferry("status", "detached").stdout == "RUNNING\n"
     assert rayferry("stop", "detached").stdout == "STOPPED\n"
     assert rayferry("logs", "-f", "detached").returncode == 4
+    assert rayferry("status", "s3://rayferry/e2e/detached/out/").stdout == "STOPPED\n"
 
 
 def test_submit_ends_4_when_somebody_else_stops_the_job(running, rayferry):
@@ -57,12 +58,21 @@ def test_a_job_out_of_time_ends_with_6_and_says_so(job_file, rayferry):
     assert "timed out: not done after 4s" in done.stderr
 
 
+def test_the_status_and_the_log_of_a_job_that_is_over_are_in_s3_too(job_file, rayferry):
+    name, uri = "later", "s3://rayferry/e2e/later/out/"
+    assert rayferry("submit", job_file(name, timeout="4s"), "--submission-id", name).returncode == 6
+    copy = rayferry("logs", "--raw", uri).stdout
+    assert rayferry("status", uri).stdout == "TIMED_OUT\n"
+    assert "error: timed out" in copy
+    assert rayferry("logs", "--raw", name).stdout.startswith(copy)
+
+
 def test_an_engine_that_cannot_start_is_quoted_in_a_line(job_file, rayferry):
     done = rayferry("submit", job_file("toolong", engine={"max_model_len": 1000000}))
     assert done.returncode == 1
     assert "max_model_len" in done.stderr
     assert "Traceback" not in done.stderr
-    assert len(done.stderr.splitlines()) < 20
+    assert len(done.stderr.splitlines()) < 25
 
 
 def test_more_errors_than_allowed_end_with_3_and_the_output_is_there(job_file, rayferry, model):

@@ -17,6 +17,8 @@ def test_every_spelling_of_a_prefix_is_the_same_layout(spelling):
         ("manifest_uri", "_meta/manifest.json"),
         ("progress_uri", "_meta/progress.json"),
         ("spec_uri", "_meta/spec.json"),
+        ("driver_log_uri", "_meta/driver.log"),
+        ("outcome_uri", "_meta/outcome.json"),
     ],
 )
 def test_every_key_lies_under_the_output_uri(name, key):

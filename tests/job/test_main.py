@@ -2,12 +2,14 @@ import json
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from rayferry.job import __main__ as entrypoint
 from rayferry.job import pipeline
-from rayferry.job.errors import EngineError, JobError, SpecError
+from rayferry.job.errors import EngineError, JobError, SpecError, TooManyErrorsError
+from rayferry.job.layout import Layout
 
 SPEC = {"model": "m", "input": {"uri": "/in"}, "output": {"uri": "/out"}}
 
@@ -22,11 +24,13 @@ def handler():
 
 @pytest.fixture
 def main(tmp_path, monkeypatch):
-    """Runs the entrypoint with a pipeline that returns, or raises, `outcome`."""
+    """Runs the entrypoint with a pipeline that accepts `out`, if any, and returns, or raises, `outcome`."""
 
-    def run_main(outcome, spec=SPEC):
-        def run(spec, submission_id):
+    def run_main(outcome, spec=SPEC, out=None):
+        def run(spec, submission_id, accepted):
             run_main.seen = (spec.model, submission_id)
+            if out is not None:
+                accepted(Layout(out))
             if isinstance(outcome, BaseException):
                 raise outcome
             return outcome
@@ -127,3 +131,93 @@ def test_a_run_out_of_time_ends_with_6_and_says_so(tmp_path):
     command = [sys.executable, "-m", "rayferry.job", str(spec), "--submission-id", "run-1"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
     assert (ended.returncode, "error: timed out: not done after 0.01s" in ended.stdout) == (6, True)
+
+
+@pytest.fixture
+def told(tmp_path, main):
+    """What the outcome says after the entrypoint was run so: status, exit code and error."""
+
+    def read(outcome, **options):
+        main(outcome, out=str(tmp_path / "out"), **options)
+        value = json.loads((tmp_path / "out" / "_meta" / "outcome.json").read_bytes())
+        return value["status"], value["exit_code"], value["error"]
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("outcome", "expected"),
+    [
+        (manifest(0), ("SUCCEEDED", 0, None)),
+        (manifest(10), ("FAILED", 3, "10.0% of the rows failed, more than max_error_rate (5.0%)")),
+        (TooManyErrorsError("stopped early"), ("FAILED", 3, "stopped early")),
+        (JobError("no input"), ("FAILED", 1, "no input")),
+        (ValueError("unforeseen"), ("FAILED", 1, "ValueError: unforeseen")),
+    ],
+    ids=repr,
+)
+def test_every_end_leaves_its_outcome(told, outcome, expected):
+    assert told(outcome) == expected
+
+
+def test_a_run_whose_output_is_anothers_leaves_nothing(main, tmp_path):
+    main(JobError("not empty"), SPEC | {"output": {"uri": str(tmp_path / "out")}})
+    assert not (tmp_path / "out").exists()
+
+
+# A driver as Ray starts it: both outputs go to one file. Its pipeline accepts the output, then does what the test says.
+DRIVER = """
+import sys, time
+from rayferry.job import __main__ as entrypoint, pipeline
+from rayferry.job.layout import Layout
+
+def run(spec, submission_id, accepted):
+    print("a line of vLLM", file=sys.stderr)
+    accepted(Layout(spec.output.uri))
+    print("ready")
+    {then}
+
+pipeline.run = run
+sys.exit(entrypoint.main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def driver(tmp_path):
+    """Runs a driver to its end; gives its exit code, its whole log, the log's copy and the outcome's status."""
+
+    def run(then, *, stop=False, **changes):
+        spec, log, out = tmp_path / "spec.json", tmp_path / "job-driver-run-1.log", tmp_path / "out"
+        spec.write_text(json.dumps(SPEC | {"output": {"uri": str(out)}} | changes))
+        command = [sys.executable, "-u", "-c", DRIVER.format(then=then), str(spec), "--submission-id", "run-1"]
+        with log.open("ab") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process:
+            deadline = time.monotonic() + 60
+            while stop and "ready" not in log.read_text():
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            if stop:
+                process.terminate()
+            code = process.wait(60)
+        status = json.loads((out / "_meta" / "outcome.json").read_bytes())["status"]
+        return code, log.read_text(), (out / "_meta" / "driver.log").read_text(), status
+
+    return run
+
+
+def test_a_failed_drivers_log_is_copied_to_its_last_line(driver):
+    code, log, copy, status = driver("raise ValueError('unforeseen')")
+    assert (code, copy, status) == (1, log, "FAILED")
+
+
+def test_a_drivers_stderr_is_in_the_copy_of_its_log(driver):
+    assert "a line of vLLM\n" in driver("raise ValueError('unforeseen')")[2]
+
+
+def test_a_stopped_drivers_log_is_copied_to_its_last_line(driver):
+    code, log, copy, status = driver("time.sleep(60)", stop=True)
+    assert (code, copy, status) == (143, log, "STOPPED")
+
+
+def test_the_log_of_a_driver_out_of_time_is_copied_to_its_last_line(driver):
+    code, log, copy, status = driver("time.sleep(60)", timeout="4s")
+    assert (code, copy, status) == (6, log, "TIMED_OUT")

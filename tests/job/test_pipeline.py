@@ -338,6 +338,21 @@ def test_an_output_that_holds_a_run_is_refused(spec_of, key):
         pipeline.run(spec, "run-2", Upper)
 
 
+def test_an_output_that_is_refused_is_not_accepted_first(spec_of):
+    spec, seen = spec_of({"a.txt": b"x\n"}), []
+    storage.write_bytes(spec.output.uri + "data/x.parquet", b"x")
+    with pytest.raises(JobError, match="is not empty"):
+        pipeline.run(spec, "run-2", Upper, accepted=seen.append)
+    assert seen == []
+
+
+def test_an_output_is_accepted_before_anything_else_can_fail(spec_of):
+    spec, seen = spec_of({}), []
+    with pytest.raises(JobError, match="no input there"):
+        pipeline.run(spec, "run-1", Upper, accepted=seen.append)
+    assert seen == [Layout(spec.output.uri)]
+
+
 @pytest.mark.parametrize(
     ("files", "changes", "message"),
     [

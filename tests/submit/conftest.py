@@ -8,6 +8,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import boto3
 import pytest
@@ -118,6 +119,28 @@ def write_manifest():
     return write
 
 
+@pytest.fixture
+def write_outcome():
+    """Writes how a run ended, under a folder."""
+
+    def write(output_uri, status, exit_code=None, error=None, submission_id="job-1"):
+        outcome = {
+            "schema_version": 1,
+            "submission_id": submission_id,
+            "status": status,
+            "exit_code": exit_code,
+            "error": error,
+            "started_at": "2026-01-01T10:00:00Z",
+            "ended_at": None if status == "RUNNING" else "2026-01-01T11:00:00Z",
+        }
+        path = Path(Layout(output_uri).outcome_uri)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(outcome))
+        return outcome
+
+    return write
+
+
 class FakeCluster:
     """A cluster by script: `info` gives one answer a call, `tail` one stream a call.
 
@@ -216,6 +239,7 @@ class RayApi:
     statuses: list = field(default_factory=lambda: ["SUCCEEDED"])
     driver_exit_code: int | None = None
     message: str = ""
+    error_type: str | None = None
     log: str = "[rayferry] 10:00:00 hello\nnoise\n"
     faults: dict = field(default_factory=dict)
     requests: list = field(default_factory=list)
@@ -287,7 +311,7 @@ class RayApi:
             "status": self.statuses[0],
             "entrypoint": sent["entrypoint"],
             "message": self.message or f"it is {self.statuses[0]}",
-            "error_type": None,
+            "error_type": self.error_type,
             "start_time": 1000 * (1 + list(self.jobs).index(name)),
             "end_time": None,
             "metadata": sent["metadata"],

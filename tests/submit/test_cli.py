@@ -380,11 +380,62 @@ def test_result_by_uri_where_none_is_says_what_to_do(rayferry, tmp_path):
     assert (result.exit_code, "the job is not done (see: rayferry list)" in result.stderr) == (1, True)
 
 
+def test_result_by_uri_of_a_run_that_failed_says_so(rayferry, tmp_path, write_outcome):
+    write_outcome(str(tmp_path), "FAILED", 1)
+    result = rayferry("result", tmp_path)
+    assert (result.exit_code, "job-1 is FAILED, and there is no result" in result.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(("status", "code"), [("FAILED", 1), ("STOPPED", 143), ("TIMED_OUT", 6), ("SUCCEEDED", 0)])
+def test_status_by_uri_asks_no_cluster(rayferry, tmp_path, write_outcome, status, code):
+    write_outcome(str(tmp_path), status, code)
+    result = rayferry("status", tmp_path)
+    assert (result.exit_code, result.stdout) == (0, f"{status}\n")
+
+
+def test_status_by_uri_says_what_went_wrong(rayferry, tmp_path, write_outcome):
+    write_outcome(str(tmp_path), "FAILED", 1, "no GPU")
+    assert rayferry("status", tmp_path).stderr.splitlines() == ["job: job-1", "no GPU"]
+
+
+def test_status_by_uri_as_json_is_how_the_run_ended(rayferry, tmp_path, write_outcome):
+    write_outcome(str(tmp_path), "FAILED", 1, "no GPU")
+    assert json.loads(rayferry("status", tmp_path, "--json").stdout)["error"] == "no GPU"
+
+
+def test_status_by_uri_of_a_run_that_goes_on_is_exit_code_1(rayferry, tmp_path, write_outcome):
+    write_outcome(str(tmp_path), "RUNNING")
+    result = rayferry("status", tmp_path)
+    assert (result.exit_code, result.stdout, "unknown from here" in result.stderr) == (1, "", True)
+
+
+@pytest.fixture
+def copied_log(tmp_path):
+    """An output with a log's copy."""
+    (tmp_path / "out" / "_meta").mkdir(parents=True)
+    (tmp_path / "out" / "_meta" / "driver.log").write_text("noise\n[rayferry] 10:00:00 hello\n")
+    return str(tmp_path / "out")
+
+
+def test_logs_by_uri_print_our_lines(rayferry, copied_log):
+    assert rayferry("logs", copied_log).stdout == "10:00:00 hello\n"
+
+
+def test_raw_logs_by_uri_print_all(rayferry, copied_log):
+    assert rayferry("logs", "--raw", copied_log).stdout == "noise\n[rayferry] 10:00:00 hello\n"
+
+
+def test_logs_by_uri_cannot_be_followed(rayferry, copied_log):
+    result = rayferry("logs", "-f", copied_log)
+    assert (result.exit_code, "is a copy of the log" in " ".join(result.stderr.split())) == (2, True)
+
+
+@pytest.mark.parametrize("command", ["status", "logs", "result"])
 @pytest.mark.parametrize("place", ["unknown there", "away", "not given"])
-def test_result_by_id_without_a_cluster_that_knows_it_says_that_the_uri_will_do(rayferry, ray_api, place):
+def test_an_id_without_a_cluster_that_knows_it_is_told_that_the_uri_will_do(rayferry, ray_api, place, command):
     url = {"unknown there": ray_api.url, "away": f"http://127.0.0.1:{free_ports(1)[0]}"}.get(place)
-    result = rayferry("result", "job-1", *(["--address", url] if url else []))
-    last = "rayferry: error: the output URI in place of the id needs no cluster: rayferry result URI"
+    result = rayferry(command, "job-1", *(["--address", url] if url else []))
+    last = f"rayferry: error: the output URI in place of the id needs no cluster: rayferry {command} URI"
     assert (result.exit_code, result.stderr.splitlines()[-1]) == (1 if url else 2, last)
 
 
@@ -410,7 +461,7 @@ def test_result_of_an_output_that_another_job_filled_is_exit_code_1(rayferry, se
     assert (result.exit_code, "holds the answers of job-2, not of job-1" in result.stderr) == (1, True)
 
 
-@pytest.mark.parametrize("command", ["result", "preview"])
+@pytest.mark.parametrize("command", ["result", "preview", "status", "logs"])
 @pytest.mark.parametrize("uri", ["./job.yaml", "/no/such/place", "s3://", "s3://[x/y", "gs://bucket/x", "file:///none"])
 def test_a_uri_that_leads_nowhere_is_an_error_in_words(rayferry, job_file, monkeypatch, command, uri):
     monkeypatch.chdir(job_file.parent)

@@ -3,10 +3,13 @@
 import os
 import socket
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+from ray.job_submission import JobErrorType
 
 from rayferry.job.spec import parse
+from rayferry.submit import client
 from rayferry.submit.client import Cluster, ClusterError, JobInfo, NoSuchJobError, NotKnownError, UnreachableError
 from rayferry.submit.config import Address
 from rayferry.submit.follow import follow
@@ -290,6 +293,29 @@ def test_a_job_comes_back_as_a_value(ray_api, request_of):
     cluster.submit(request)
     info = JobInfo("job-1", "SUCCEEDED", "it is SUCCEEDED", None, 1000, None, request.metadata)
     assert cluster.info("job-1") == info
+
+
+def test_a_failed_job_has_rays_own_word_for_why(ray_api, request_of):
+    cluster = Cluster(ray_api.url)
+    cluster.submit(request_of(ray_api.url))
+    ray_api.statuses, ray_api.error_type = ["FAILED"], "RUNTIME_ENV_SETUP_FAILURE"
+    assert cluster.info("job-1").error_type == "RUNTIME_ENV_SETUP_FAILURE"
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, None),
+        ({"error_type": None}, None),
+        ({"error_type": JobErrorType.JOB_SUPERVISOR_ACTOR_DIED}, "JOB_SUPERVISOR_ACTOR_DIED"),
+    ],
+    ids=str,
+)
+def test_an_error_type_is_a_word_or_none_as_the_ray_has_it(fields, expected):
+    found = SimpleNamespace(
+        submission_id="job-1", status="FAILED", message="", start_time=1, end_time=2, metadata={}, **fields
+    )
+    assert client._job_info(found).error_type == expected
 
 
 def test_the_log_that_ray_puts_into_its_message_is_cut(ray_api, request_of):

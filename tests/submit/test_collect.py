@@ -1,5 +1,6 @@
 """What came of a run is read from its manifest and its parts, never from its logs."""
 
+import os
 import uuid
 
 import pyarrow as pa
@@ -209,3 +210,84 @@ def test_a_preview_without_a_bucket_is_an_error_of_storage(stack):
     bucket = f"none-{uuid.uuid4().hex}"
     with pytest.raises(StorageError, match=bucket):
         collect.preview(f"s3://{bucket}/out", 10)
+
+
+def test_how_a_failed_run_ended_is_exactly_this(out, write_outcome):
+    write_outcome(out, "FAILED", 1, "no GPU")
+    assert collect.ended(out) == {
+        "submission_id": "job-1",
+        "status": "FAILED",
+        "exit_code": 1,
+        "error": "no GPU",
+        "started_at": "2026-01-01T10:00:00Z",
+        "ended_at": "2026-01-01T11:00:00Z",
+        "output_uri": out + "/",
+    }
+
+
+@pytest.mark.parametrize(("status", "code"), [("FAILED", 1), ("STOPPED", 143), ("TIMED_OUT", 6), ("SUCCEEDED", 0)])
+def test_without_a_manifest_the_outcome_tells_how_a_run_ended(out, write_outcome, status, code):
+    write_outcome(out, status, code)
+    assert collect.ended(out)["status"] == status
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "of", "expected"),
+    [
+        ("SUCCEEDED", 0, "job-1", "SUCCEEDED"),
+        ("FAILED", 3, "job-1", "FAILED"),
+        ("RUNNING", None, "job-1", "SUCCEEDED"),
+        ("TIMED_OUT", 6, "job-1", "SUCCEEDED"),
+        ("FAILED", 3, "job-0", "SUCCEEDED"),
+    ],
+)
+def test_a_manifest_outweighs_an_outcome_but_that_of_too_many_errors(
+    out, write_manifest, write_outcome, status, code, of, expected
+):
+    write_manifest(out, "job-1")
+    write_outcome(out, status, code, submission_id=of)
+    assert collect.ended(out)["status"] == expected
+
+
+def test_a_manifest_alone_tells_that_a_run_succeeded(out, write_manifest):
+    write_manifest(out, "job-1")
+    assert (collect.ended(out)["status"], collect.ended(out)["submission_id"]) == ("SUCCEEDED", "job-1")
+
+
+def test_where_nothing_is_how_a_run_ended_is_unknown(out):
+    with pytest.raises(RayferryError, match="unknown from here: no outcome is there; while the cluster is up"):
+        collect.ended(out)
+
+
+@pytest.mark.parametrize("name", ["driver.log", "progress.json"])
+def test_of_a_run_that_has_not_ended_it_is_told_when_it_was_last_heard_of(out, write_outcome, tmp_path, name):
+    write_outcome(out, "RUNNING")
+    path = tmp_path / "out" / "_meta" / name
+    path.write_text("")
+    os.utime(path, (1_700_000_000, 1_700_000_000))
+    expected = rf"job-1 was running when last heard of; {name} was last written 2023-11-1[345] .*rayferry status job-1"
+    with pytest.raises(RayferryError, match=expected):
+        collect.ended(out)
+
+
+def test_an_outcome_of_a_newer_version_is_refused(out, write_outcome, tmp_path):
+    write_outcome(out, "FAILED")
+    (tmp_path / "out" / "_meta" / "outcome.json").write_text('{"schema_version": 2}')
+    with pytest.raises(RayferryError, match="of schema version 2"):
+        collect.ended(out)
+
+
+def test_how_a_run_ended_is_read_from_s3(bucket_uri):
+    s3.write_bytes(f"{bucket_uri}/_meta/outcome.json", b'{"schema_version": 1, "status": "STOPPED"}')
+    assert collect.ended(bucket_uri)["status"] == "STOPPED"
+
+
+def test_a_log_is_read_though_it_is_not_utf8_throughout(out, tmp_path):
+    (tmp_path / "out" / "_meta").mkdir(parents=True)
+    (tmp_path / "out" / "_meta" / "driver.log").write_bytes(b"a\xffb\n")
+    assert collect.read_log(out) == "a\N{REPLACEMENT CHARACTER}b\n"
+
+
+def test_a_log_that_is_not_there_is_said_with_the_command_that_may_have_it(out):
+    with pytest.raises(NotThereError, match=r"driver\.log: not there; .* rayferry logs ID"):
+        collect.read_log(out)

@@ -8,7 +8,7 @@ import pytest
 
 from rayferry.submit import follow as follow_module
 from rayferry.submit.client import ClusterError, JobInfo, NoSuchJobError, UnreachableError
-from rayferry.submit.follow import Lines, LostContactError, failure_lines, follow, our_lines
+from rayferry.submit.follow import Lines, LostContactError, follow, our_lines
 
 LOG = "one\ntwo\nthree\nfour\n"
 LINES = ["one", "two", "three", "four"]
@@ -277,20 +277,3 @@ def test_only_our_lines_pass_without_their_mark():
     for line in ["INFO vllm", "[rayferry] 10:00:00 hello", " [rayferry] not ours", "[rayferry] "]:
         show(line)
     assert shown == ["10:00:00 hello", ""]
-
-
-@pytest.mark.parametrize(
-    ("log", "expected"),
-    [
-        ("", []),
-        ("\n\n", []),
-        ("a\nb\n", ["a", "b"]),
-        ("1\n2\n3\n4\n5\n6\n7\n8\n", ["3", "4", "5", "6", "7", "8"]),
-        ("noise\n[rayferry] 10:00:00 error: no GPU\nnoise\n", ["no GPU"]),
-        ("[rayferry] 10:00:00 error: first\n[rayferry] 10:00:01 error: last: why\n", ["last: why"]),
-        ("\x1b[36m(pid=1)\x1b[0m boom   \n", ["(pid=1) boom"]),
-        ("x" * 1000, ["x" * 240]),
-    ],
-)
-def test_a_failed_job_is_explained_by_our_error_or_its_last_lines(log, expected):
-    assert failure_lines(log) == expected

@@ -27,9 +27,9 @@ def out(tmp_path):
 def finish(fake_cluster, out, capsys):
     """Waits for a job that ends so; gives exit code, stdout and stderr."""
 
-    def run(status, exit_code=None, *, log=LOG, metadata=None, message="", url=None, **options):
+    def run(status, exit_code=None, *, log=LOG, metadata=None, message="", url=None, error_type=None, **options):
         metadata = {"rayferry_output_uri": out} if metadata is None else metadata
-        end = {"exit_code": exit_code, "metadata": metadata, "message": message}
+        end = {"exit_code": exit_code, "metadata": metadata, "message": message, "error_type": error_type}
         cluster = fake_cluster(["PENDING", "RUNNING", status], [[log]], log=log, **end)
         cluster.url = url or cluster.url
         code = launch.wait(cluster, "job-1", launch.Watch(**options))
@@ -108,6 +108,8 @@ def test_the_outcome_as_json_is_exactly_this(finish, out, write_manifest):
         "counts": {"total": 4, "succeeded": 3, "failed": 1},
         "tokens": {"input": 10, "generated": 20},
         "seconds": {"total": 1.5, "load": [1.0], "generate": 0.5},
+        "error_type": None,
+        "failure_class": "user",
     }
 
 
@@ -139,13 +141,29 @@ def test_failed_rows_come_with_the_command_that_shows_them(finish, out, write_ma
 
 
 def test_a_failed_job_is_explained_by_our_error_line(finish):
-    words = finish("FAILED", 1, log="noise\n[rayferry] 10:00:01 error: no GPU\n")[2].splitlines()
-    assert words[-3:] == ["job-1 failed", "  no GPU", "the whole log: rayferry logs --raw job-1"]
+    words = finish("FAILED", 1, log="[rayferry] 10:00:01 error: no GPU\n", metadata={})[2].splitlines()
+    assert words[-4:] == [
+        "job-1 failed",
+        "  the cause is in your job, or in what it asks for: mend what is named here, and submit it again",
+        "  no GPU",
+        "the whole log: rayferry logs --raw job-1",
+    ]
+
+
+def test_of_a_failed_job_of_ours_it_is_said_where_the_logs_copy_is(finish, out):
+    words = finish("FAILED", 1)[2].splitlines()
+    assert words[-1] == f"the whole log: rayferry logs --raw job-1 or {out}_meta/driver.log"
+
+
+def test_the_outcome_as_json_sorts_the_failure(finish):
+    _, datum, _ = finish("FAILED", None, error_type="RUNTIME_ENV_SETUP_FAILURE", as_json=True)
+    value = json.loads(datum)
+    assert (value["error_type"], value["failure_class"]) == ("RUNTIME_ENV_SETUP_FAILURE", "environment")
 
 
 def test_a_job_that_never_got_to_its_driver_is_explained_by_ray(finish):
     words = finish("FAILED", None, log="", message="Runtime env setup failed:\nno pip\nx\ny")[2].splitlines()
-    assert words[-4:-1] == ["  Runtime env setup failed:", "  no pip", "  x"]
+    assert words[-5:-1] == ["  Runtime env setup failed:", "  no pip", "  x", "  y"]
 
 
 def test_a_stopped_job_says_so(finish):
@@ -288,4 +306,6 @@ def test_an_outcome_of_a_job_that_has_no_manifest_has_no_counts():
         "counts": None,
         "tokens": None,
         "seconds": None,
+        "error_type": None,
+        "failure_class": None,
     }

@@ -1,5 +1,6 @@
 """S3 from the laptop: a real server, and every way in which one cannot be used, in plain words."""
 
+import time
 import uuid
 
 import pytest
@@ -40,6 +41,17 @@ def test_s3_uris_are_told_from_paths(uri, expected):
 def test_what_is_written_is_read(bucket_uri):
     s3.write_bytes(f"{bucket_uri}/a", b"content")
     assert s3.read_bytes(f"{bucket_uri}/a") == b"content"
+
+
+def test_an_objects_age_is_told(bucket_uri):
+    s3.write_bytes(f"{bucket_uri}/a", b"content")
+    assert abs(s3.modified_ms(f"{bucket_uri}/a") / 1000 - time.time()) < 60
+
+
+@pytest.mark.parametrize("of", ["{bucket}/never", "{folder}/never"])
+def test_what_is_not_there_has_no_age(bucket_uri, tmp_path, of):
+    with pytest.raises(NotThereError, match="never: not there"):
+        s3.modified_ms(of.format(bucket=bucket_uri, folder=tmp_path))
 
 
 def test_what_is_deleted_is_not_there(bucket_uri):

@@ -1,0 +1,123 @@
+"""Why a job failed: whose matter it is, the root line, the log's last lines, and what to do next."""
+
+import re
+from dataclasses import dataclass
+
+from rayferry.job.layout import Layout
+from rayferry.job.log import MARK
+from rayferry.submit.client import JobInfo
+
+_MAX_LINES = 6
+_MAX_CHARS = 240
+_KILLED = {137, -9}
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+# `ValueError: x` or `ray.exceptions.RayActorError`, at a line's beginning or after Ray's `(name pid=1)`.
+_RAISED = re.compile(r"^(?:\([^()]*\) )?((?:\w+\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Exit)(?::.*)?)$")
+_NOTHING = re.compile(r"^(Traceback \(most recent call last\):|[\s^~]*)$")
+_OF_A_TRACEBACK = re.compile(r"^(\s|The above exception was the direct cause|During handling of the above)")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A class of failures.
+
+    Attributes:
+        name: user, environment, cluster or capacity.
+        words: whose matter it is, and the next step.
+    """
+
+    name: str
+    words: str
+
+
+_USER = Failure(
+    "user", "the cause is in your job, or in what it asks for: mend what is named here, and submit it again"
+)
+_ENVIRONMENT = Failure(
+    "environment",
+    "the cause is in the job's environment, which could not be set up: check runtime_env in the job file, and what "
+    "the cluster's nodes may fetch",
+)
+_CLUSTER = Failure(
+    "cluster",
+    "the cause is in the cluster, not in your job: check its head node (is it up, has it memory and disk left?), and "
+    "submit the job again",
+)
+_CAPACITY = Failure(
+    "capacity",
+    "the cause is the cluster's capacity, not your job: it found no room to start in time; wait for other jobs "
+    "(rayferry list --all) or add nodes, and submit it again",
+)
+# Source: `JobErrorType` in ray/dashboard/modules/job/common.py (Ray 2.60); an older Ray has fewer of them, or none.
+_BY_ERROR_TYPE = {
+    "JOB_ENTRYPOINT_COMMAND_ERROR": _USER,
+    "RUNTIME_ENV_SETUP_FAILURE": _ENVIRONMENT,
+    "JOB_ENTRYPOINT_COMMAND_START_ERROR": _CLUSTER,
+    "JOB_SUPERVISOR_ACTOR_DIED": _CLUSTER,
+    "JOB_SUPERVISOR_ACTOR_START_FAILURE": _CLUSTER,
+    "JOB_SUPERVISOR_ACTOR_UNKNOWN_FAILURE": _CLUSTER,
+    "JOB_SUPERVISOR_ACTOR_START_TIMEOUT": _CAPACITY,
+    "JOB_SUPERVISOR_ACTOR_UNSCHEDULABLE": _CAPACITY,
+}
+# What Ray's message begins with; for a Ray that tells no error type.
+# Source: `JobManager._monitor_job_internal` (Ray 2.49 and 2.60).
+_BY_MESSAGE = {
+    "runtime_env setup failed": _ENVIRONMENT,
+    "Job supervisor actor failed to start within": _CAPACITY,
+    "Job supervisor actor could not be scheduled": _CAPACITY,
+    "Job supervisor actor": _CLUSTER,
+    "Unexpected error occurred": _CLUSTER,
+    "Failed to start supervisor actor": _CLUSTER,
+}
+
+
+def sort(info: JobInfo) -> Failure | None:
+    """Whose matter a job's failure is; None if it did not fail, or Ray does not tell."""
+    if info.status != "FAILED":
+        return None
+    if info.exit_code in _KILLED:  # from outside: mostly for want of memory
+        return _CLUSTER
+    if info.error_type in _BY_ERROR_TYPE:
+        return _BY_ERROR_TYPE[info.error_type]
+    if info.exit_code is not None:
+        return _USER
+    return next((failure for start, failure in _BY_MESSAGE.items() if info.message.startswith(start)), None)
+
+
+def root_first(text: str) -> list[str]:
+    """What a log, or a message of Ray's, says about a failure.
+
+    Returns:
+        Our last error line, or else the last line that names an exception, and then at most six of the last lines
+        that are not ours; no line is longer than 240 characters but the first. Empty if the text is.
+    """
+    lines = [_ANSI.sub("", line).rstrip() for line in text.splitlines()]
+    ours = [line.removeprefix(MARK) for line in lines if line.startswith(MARK)]
+    # our lines were shown when they came
+    others = [line for line in lines if not line.startswith(MARK) and not _NOTHING.match(line)]
+    root = None
+    if errors := [line.partition("error: ")[2] for line in ours if " error: " in line]:
+        root = errors[-1]
+        others = [line for line in others if not _OF_A_TRACEBACK.match(line)]  # the driver's, which leads to this root
+    elif raised := [found[1] for line in lines if (found := _RAISED.match(line))]:
+        root = raised[-1]
+    last = [line[:_MAX_CHARS] for line in others if root is None or not line.endswith(root)][-_MAX_LINES:]
+    return last if root is None else [root, *last]
+
+
+def explain(info: JobInfo, log: str) -> list[str]:
+    """A failed job in lines for people: whose matter, the root line, the last lines, where the whole log is.
+
+    Args:
+        info: the job.
+        log: the driver's log, or "" if it cannot be had.
+    """
+    failure = sort(info)
+    lines = [f"  {failure.words}"] if failure else []
+    if info.exit_code in _KILLED:
+        lines.append(f"  the driver was killed (exit code {info.exit_code}), mostly for want of memory")
+    # if it did not come to the driver's end, Ray knows why
+    by_log, by_ray = root_first(log), root_first(info.message)
+    lines += [f"  {line}" for line in ((by_ray or by_log) if info.exit_code is None else (by_log or by_ray))]
+    copy = f" or {Layout(info.output_uri).driver_log_uri}" if info.output_uri else ""
+    return [*lines, f"the whole log: rayferry logs --raw {info.submission_id}{copy}"]
