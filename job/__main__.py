@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 from types import FrameType
 
-from rayferry.job import VERSION
+from rayferry.job import VERSION, secrets
 from rayferry.job.errors import RayferryError, SpecError, root_line
 from rayferry.job.log import counted, say
 from rayferry.job.outcome import Recorder, driver_log
@@ -42,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
             timer = threading.Timer(spec.timeout_s, _on_timeout, [spec.timeout, recorder])
             timer.daemon = True
             timer.start()
+        secrets.settle(spec.runtime_env.secrets)
         from rayferry.job import manifest, pipeline  # they import Ray, which takes a second
 
         result = pipeline.run(spec, options.submission_id, accepted=recorder.start)

@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import ConfigDict, Field, model_validator
 
+from rayferry.job import leaks
 from rayferry.job.typed import Typed
 
 # Engine arguments people write most. Only used to catch a misspelt key: other keys go to vLLM as they are.
@@ -52,7 +53,7 @@ COMMON_ENGINE_KEYS = (
 class EngineSpec(Typed):
     """Engine arguments: three that Rayferry reads itself; every further key goes to vLLM as it is."""
 
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True, hide_input_in_errors=True)
 
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs that one replica splits each layer over")
     pipeline_parallel_size: int = Field(1, ge=1, description="stages of GPUs that one replica is cut into")
@@ -64,8 +65,7 @@ class EngineSpec(Typed):
         for key in self.model_extra or {}:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.85)
             if key == "hf_token":
-                msg = "a secret has no place in a job file: set HF_TOKEN in the environment of the cluster's nodes"
-                raise ValueError(msg)
+                raise ValueError(leaks.ADVICE)
             if key in {"model", "revision"}:
                 msg = f"{key!r} is set at the top level of the job file, not under engine"
                 raise ValueError(msg)

@@ -8,6 +8,8 @@ from typing import Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+from rayferry.job import leaks
+
 _MAX_CHARS = 80
 _KINDS = {
     "int_type": "a whole number",
@@ -43,7 +45,7 @@ def explain(details: Sequence[ErrorDetails], model: type[BaseModel]) -> list[str
             lines += [_explain(path, detail, model) for detail in told]
         elif not deeper:
             kinds = " or ".join(dict.fromkeys(_KINDS[detail["type"]] for detail in several))
-            lines.append(f"{path or '(top level)'}: {_shorten(several[0]['input'])}: must be {kinds}")
+            lines.append(f"{path or '(top level)'}: {_shorten(path, several[0]['input'])}: must be {kinds}")
     return list(dict.fromkeys(lines))
 
 
@@ -67,11 +69,11 @@ def _explain(path: str, detail: ErrorDetails, model: type[BaseModel]) -> str:
         message = "must be letters, digits, '.', '_' and '-', at most 63, beginning with a letter or a digit"
     if isinstance(detail["input"], dict):
         return f"{path}: {message}" if path else message
-    return f"{path}: {_shorten(detail['input'])}: {message[:1].lower()}{message[1:]}"
+    return f"{path}: {_shorten(path, detail['input'])}: {message[:1].lower()}{message[1:]}"
 
 
-def _shorten(value: object) -> str:
-    text = repr(value)
+def _shorten(path: str, value: object) -> str:
+    text = leaks.shown(path, value)
     return text if len(text) <= _MAX_CHARS else text[: _MAX_CHARS - 3] + "..."
 
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from rayferry.job import engine
+from rayferry.job import engine, secrets
 from rayferry.job.answers import Answers, Outcome
 from rayferry.job.calls import Call, calls_of
-from rayferry.job.errors import EngineError, root_line
+from rayferry.job.errors import EngineError, JobError, root_line
 from rayferry.job.pump import Pump
 from rayferry.job.rows import RowError
 from rayferry.job.spec import JobSpec
@@ -37,9 +37,14 @@ class LLMPredictor:
             openai: rows are OpenAI batch lines.
 
         Raises:
-            EngineError: the model or an engine argument is not usable here.
+            EngineError: a secret cannot be had; the model or an engine argument is not usable here.
         """
         start = time.monotonic()
+        try:
+            secrets.settle(spec.runtime_env.secrets)  # before vllm is imported, in the one process that needs them
+        except JobError as error:
+            _report_failure(progress, str(error))
+            raise EngineError(str(error)) from error
         try:
             loaded = engine.load(spec, device)
             parse_tools = loaded.tool_parser()

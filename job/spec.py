@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from rayferry.job import leaks, secrets
 from rayferry.job.engine_spec import EngineSpec
 from rayferry.job.errors import SpecError
 from rayferry.job.explain import explain
@@ -17,6 +18,7 @@ from rayferry.job.typed import Typed, check_plain_uri
 _DURATION = re.compile(r"^(\d+(?:\.\d+)?)\s*(s|m|h|d)$")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 GENERATING = ("generate", "chat")
+_Path = Annotated[str, Field(min_length=1)]
 
 
 class OutputSpec(Typed):
@@ -121,7 +123,32 @@ class RuntimeEnvSpec(Typed):
 
     pip: list[str] = Field(default_factory=list, description="packages that Ray installs for the job")
     env_vars: dict[str, str] = Field(default_factory=dict, description="stored in clear by Ray: no secrets")
+    secrets: dict[str, str] = Field(
+        default_factory=dict,
+        description="variable to where the nodes find its value: "
+        "env:NAME, file:/path, ssm:/parameter or secretsmanager:name#key",
+    )
+    py_modules: list[_Path] = Field(
+        default_factory=list, description="local folders or .py files that the job's processes can import"
+    )
+    files: list[_Path] = Field(
+        default_factory=list, description="local files or folders that travel along, under files/"
+    )
     image_uri: None = Field(None, description="not supported: Ray takes no image beside a package that travels")
+
+    @field_validator("secrets")
+    @classmethod
+    def _by_reference(cls, value: dict[str, str]) -> dict[str, str]:
+        secrets.check_references(value)
+        return value
+
+    @model_validator(mode="after")
+    def _said_once(self) -> "RuntimeEnvSpec":
+        both = sorted(self.secrets.keys() & self.env_vars.keys())
+        if both:
+            msg = f"runtime_env.secrets.{both[0]}: is set under runtime_env.env_vars as well; leave one of them out"
+            raise ValueError(msg)
+        return self
 
 
 class ClusterSpec(Typed):
@@ -296,14 +323,18 @@ def parse(data: object, origin: str) -> JobSpec:
         origin: where it came from, for the message.
 
     Raises:
-        SpecError: naming origin, path, value and, for an unknown key, the nearest known one.
+        SpecError: naming origin, path, value and, for an unknown key, the nearest known one; of a secret, its path and
+            kind alone.
     """
     if not isinstance(data, Mapping):
         kind = "empty" if data is None else f"a {type(data).__name__}"
         msg = f"{origin}: a job file is a mapping of keys to values, this one is {kind}; try: rayferry init"
         raise SpecError(msg)
+    leaked = leaks.find(data)
+    if leaked:
+        raise SpecError("\n".join(f"{origin}: {line}" for line in leaked))
     try:
         return JobSpec.model_validate(dict(data))
     except ValidationError as error:
         lines = explain(error.errors(include_url=False), JobSpec)
-        raise SpecError("\n".join(f"{origin}: {line}" for line in lines)) from error
+        raise SpecError("\n".join(f"{origin}: {leaks.mask(line)}" for line in lines)) from error

@@ -1,4 +1,4 @@
-"""The package that travels: `rayferry/job/**` and `spec.json`, as a zip whose bytes depend on nothing else."""
+"""The package that travels: `rayferry/job/**`, `spec.json` and the user's own files, as a zip of fixed bytes."""
 
 import hashlib
 import io
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import rayferry.job
 from rayferry.job.spec import JobSpec
+from rayferry.runtime_env.user_files import gather, names_of
 
 SPEC_NAME = "spec.json"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first moment that a zip can name
@@ -22,10 +23,12 @@ class Package:
     Attributes:
         content: the zip, deflated.
         files: (name, size in bytes) of what is in it, in order.
+        left_out: (name, reason) of the user's files that stay at home, in order.
     """
 
     content: bytes
     files: tuple[tuple[str, int], ...]
+    left_out: tuple[tuple[str, str], ...] = ()
 
     @property
     def sha256(self) -> str:
@@ -44,6 +47,9 @@ def stage(spec: JobSpec) -> Package:
     The same spec and the same Rayferry give the same bytes on every machine: names are sorted, times and modes are
     fixed. Ray hashes a zip by its bytes, so that a package that the cluster has is not sent again.
     Source: https://docs.ray.io/en/latest/ray-core/handling-dependencies.html (working_dir as a local zip)
+
+    Raises:
+        SpecError: a file of the user's cannot travel; see `user_files.gather`.
     """
     root = Path(rayferry.job.__file__).parent
     contents = {
@@ -51,8 +57,12 @@ def stage(spec: JobSpec) -> Package:
         for path in root.rglob("*")
         if path.is_file() and path.suffix in {".py", ".typed"}
     }
+    theirs = gather(spec.runtime_env)
+    contents |= theirs.contents  # below names that are neither `rayferry` nor `spec.json`
     # Where the cluster is belongs to the laptop; the job is already there.
     job = {key: value for key, value in spec.to_json().items() if key != "cluster"}
+    if theirs_by_name := names_of(spec.runtime_env):
+        job["runtime_env"] = job["runtime_env"] | theirs_by_name
     contents[SPEC_NAME] = json.dumps(job, indent=1, sort_keys=True, ensure_ascii=False).encode()
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
@@ -62,4 +72,5 @@ def stage(spec: JobSpec) -> Package:
             entry.external_attr = _MODE
             entry.create_system = 3  # Unix, wherever it is made
             archive.writestr(entry, content)
-    return Package(buffer.getvalue(), tuple((name, len(content)) for name, content in sorted(contents.items())))
+    files = tuple((name, len(content)) for name, content in sorted(contents.items()))
+    return Package(buffer.getvalue(), files, tuple(sorted(theirs.left_out)))

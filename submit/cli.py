@@ -76,6 +76,7 @@ def submit(
     if dry_run:
         url = resolve_address(address.url, spec.cluster.address, {**os.environ, "RAY_ADDRESS": _nowhere()}).url
         value = request.build_request(spec, url, submission_id or f"{spec.name}-dry-run")
+        report.left_out(value.package)
         report.json_datum(value.to_json())
         return
     place = address_of(address, spec.cluster.address)
@@ -107,7 +108,7 @@ def check(job: Path, sets: tuple[str, ...], address: Flags, as_json: bool) -> No
     """Check what the job file JOB needs, and start nothing."""
     from dataclasses import asdict
 
-    from rayferry.submit import report
+    from rayferry.submit import report, request
     from rayferry.submit.options import load_job
 
     spec = load_job(job, sets)
@@ -117,6 +118,7 @@ def check(job: Path, sets: tuple[str, ...], address: Flags, as_json: bool) -> No
     from rayferry.submit.client import Cluster
     from rayferry.submit.preflight import preflight
 
+    report.left_out(request.build_request(spec, place.url, f"{spec.name}-check").package)
     probes = preflight(spec, place, lambda: Cluster(place))
     if as_json:
         report.json_datum([asdict(probe) for probe in probes])

@@ -333,20 +333,6 @@ class Cluster:
         except (InvalidHeader, UnicodeEncodeError):  # whose text has the value, and so maybe a secret
             msg = "a header, or the token, has a character that HTTP does not allow; look for line ends, and quotes"
             raise ClusterError(msg) from None
-        except requests.JSONDecodeError as error:
-            if error.doc:
-                msg = f"{self.url} answered, but not as a Ray dashboard does ({error}); check the address"
-                raise ClusterError(msg) from error
-            msg = f"{self.url}: an answer was cut off ({what})"
-            raise UnreachableError(msg) from error
-        except requests.HTTPError as error:
-            trouble = access.trouble(self.url, error, self._verify) if what == "connect" else None
-            if trouble:
-                raise ClusterError(trouble.text) from error
-            status = error.response.status_code
-            msg = f"{self.url} answered {what} with HTTP {status}; check the address, and the dashboard's log"
-            kind = UnreachableError if status >= HTTPStatus.INTERNAL_SERVER_ERROR else ClusterError
-            raise kind(msg) from error
         except (requests.RequestException, ConnectionError) as error:
             raise self._no_answer(error, what) from error
         except Exception as error:

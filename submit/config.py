@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from rayferry.job.errors import RayferryError, SpecError
+from rayferry.job.leaks import mask
 
 # Order of Ray's own command line; see its `--address`.
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
@@ -80,7 +81,8 @@ def resolve_address(flag: str | None, job_file: str | None, environ: Mapping[str
     except ValueError:  # such as a bracket that is not closed
         is_http = False
     if not is_http:
-        msg = f"{source}: {url!r} is not the address of a Jobs API; write http://HEAD:8265 (the dashboard's address)"
+        shown = repr(mask(url))
+        msg = f"{source}: {shown} is not the address of a Jobs API; write http://HEAD:8265 (the dashboard's address)"
         raise SpecError(msg)
     if "@" in parts.netloc or parts.query or parts.fragment:
         msg = f"{source}: an address has no place for a password or a token; give http://HEAD:8265 alone"

@@ -50,6 +50,7 @@ def submit(spec: JobSpec, address: Address, submission_id: str) -> tuple[Cluster
     require(probes)
     _check_alone(clusters[0], spec, submission_id)
     request = build_request(spec, address.url, submission_id)
+    report.left_out(request.package)
     try:
         with catching_sigterm():
             clusters[0].submit(request)

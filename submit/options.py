@@ -7,8 +7,10 @@ from typing import Any
 
 import yaml
 
+from rayferry.job import leaks
 from rayferry.job.errors import SpecError
 from rayferry.job.spec import JobSpec, parse
+from rayferry.runtime_env.user_files import check_there
 
 
 def load_job(path: Path, sets: Sequence[str] = ()) -> JobSpec:
@@ -19,7 +21,7 @@ def load_job(path: Path, sets: Sequence[str] = ()) -> JobSpec:
         sets: `path=value` texts that change it; a value is read as YAML.
 
     Raises:
-        SpecError: the file cannot be read, or it or a change to it is not valid.
+        SpecError: the file cannot be read, it or a change to it is not valid, or a file that it names is not there.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -30,25 +32,37 @@ def load_job(path: Path, sets: Sequence[str] = ()) -> JobSpec:
     try:
         data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        msg = f"{path}: not valid {'JSON' if path.suffix == '.json' else 'YAML'}: {reason}"
+        msg = f"{path}: not valid {'JSON' if path.suffix == '.json' else 'YAML'}: {_reason(error)}"
         raise SpecError(msg) from error
     for assignment in sets:
         data = _assign(data, assignment)
-    return parse(data, str(path) if not sets else f"{path} with --set")
+    _place_files(data, path.parent)
+    spec = parse(data, str(path) if not sets else f"{path} with --set")
+    check_there(spec.runtime_env)
+    return spec
+
+
+def _place_files(data: object, folder: Path) -> None:
+    """Makes the paths of the user's own files absolute: they are below the job file's folder."""
+    env = data.get("runtime_env") if isinstance(data, dict) else None
+    for key in ("py_modules", "files"):
+        paths = env.get(key) if isinstance(env, dict) else None
+        if isinstance(paths, list):
+            paths[:] = [str(folder.absolute() / one) if isinstance(one, str) and one else one for one in paths]
 
 
 def _assign(data: object, assignment: str) -> object:
     """`data` with one value set. Maps on the way are made; nothing else is replaced by a map."""
     path, sign, text = assignment.partition("=")
+    told = leaks.shown_assignment(assignment)
     keys = path.strip().split(".")
     if not sign or not all(keys):
-        msg = f"--set {assignment}: write it as path=value, such as --set sampling.max_tokens=64"
+        msg = f"--set {told}: write it as path=value, such as --set sampling.max_tokens=64"
         raise SpecError(msg)
     try:
         value: Any = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        msg = f"--set {assignment}: the value is not valid YAML: {' '.join(str(error).split())}"
+        msg = f"--set {told}: the value is not valid YAML: {_reason(error)}"
         raise SpecError(msg) from error
     if not isinstance(data, dict):
         return data  # the validation says what is wrong with it
@@ -58,7 +72,17 @@ def _assign(data: object, assignment: str) -> object:
             here[key] = {}
         here = here[key]
         if not isinstance(here, dict):
-            msg = f"--set {assignment}: {'.'.join(keys[:depth])} is {here!r}, which has no keys"
+            place = ".".join(keys[:depth])
+            msg = f"--set {told}: {place} is {leaks.shown(place, here)}, which has no keys"
             raise SpecError(msg)
     here[keys[-1]] = value
     return data
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong and where, without YAML's quotation of the line: it may hold a secret."""
+    problem = getattr(error, "problem", None)
+    mark = getattr(error, "problem_mark", None)
+    if not problem or mark is None:
+        return leaks.mask(" ".join(str(error).split()))
+    return leaks.mask(f"{problem}, in line {mark.line + 1}, column {mark.column + 1}")

@@ -14,12 +14,22 @@ from rayferry.job.log import counted
 
 _MAX_CELL = 300
 _WIDTH = 400
+_MAX_LEFT_OUT = 20
 
 
 def note(message: str) -> None:
     """A line for the person, on stderr."""
     sys.stderr.write(message + "\n")
     sys.stderr.flush()
+
+
+def left_out(package: dict[str, Any]) -> None:
+    """Which of the user's files stay at home; `package` as a request describes it."""
+    several = package["left_out"]
+    for one in several[:_MAX_LEFT_OUT]:
+        note(f"left out: {_visible(one['name'])}: {one['reason']}")
+    if len(several) > _MAX_LEFT_OUT:
+        note(f"left out: {len(several) - _MAX_LEFT_OUT:,} more; see: rayferry submit --dry-run")
 
 
 def datum(text: str) -> None:

@@ -81,6 +81,7 @@ def build_request(spec: JobSpec, address: str, submission_id: str) -> SubmitRequ
             "sha256": package.sha256,
             "num_bytes": len(package.content),
             "files": [{"name": name, "num_bytes": size} for name, size in package.files],
+            "left_out": [{"name": name, "reason": reason} for name, reason in package.left_out],
         },
         content=package.content,
     )

@@ -1,4 +1,5 @@
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -82,6 +83,25 @@ def test_a_spec_that_is_not_valid_never_reaches_the_pipeline(main):
 def test_the_pipeline_gets_the_spec_and_the_submission_id(main):
     main(manifest(0))
     assert main.seen == ("m", "run-1")
+
+
+def with_secret(reference):
+    return json.dumps(SPEC | {"runtime_env": {"secrets": {"A_SECRET": reference}}}).encode()
+
+
+def test_the_driver_has_its_secrets_before_the_pipeline_runs(main, monkeypatch):
+    monkeypatch.setenv("A_SECRET", "")
+    monkeypatch.setenv("OTHER_NAME", "value")
+    assert (main(manifest(0), with_secret("env:OTHER_NAME")), os.environ["A_SECRET"]) == (0, "value")
+
+
+def test_a_secret_that_cannot_be_had_ends_the_job_before_the_pipeline(main):
+    assert (main(manifest(0), with_secret("env:NOT_THERE")), hasattr(main, "seen")) == (1, False)
+
+
+def test_a_secret_that_cannot_be_had_is_told_in_one_line(main, capsys):
+    main(manifest(0), with_secret("env:NOT_THERE"))
+    assert " error: secret A_SECRET: env:NOT_THERE: NOT_THERE is not set on node " in capsys.readouterr().out
 
 
 def test_a_good_end_tells_the_counts(main, capsys):

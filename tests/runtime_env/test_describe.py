@@ -48,6 +48,11 @@ def test_it_goes_through_json_unchanged():
     assert json.loads(json.dumps(value)) == value
 
 
+@pytest.mark.parametrize("further", [{"secrets": {"HF_TOKEN": "env:HF_TOKEN"}}, {"files": ["/a"]}], ids=str)
+def test_ray_is_told_nothing_of_secrets_and_files(further):
+    assert describe(job(**further), "p.zip") == describe(job(), "p.zip")
+
+
 def test_changing_the_value_does_not_change_the_job():
     spec = job(pip=["a"], env_vars={"A": "1"})
     value = describe(spec, "p.zip")

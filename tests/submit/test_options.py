@@ -196,3 +196,67 @@ def test_an_error_after_a_set_says_that_there_was_one(job):
 @pytest.mark.parametrize("content", ["", "- a"])
 def test_set_does_not_hide_that_the_file_is_no_job(job, content):
     assert "a job file is a mapping" in refused(job(content), ["model=m"])
+
+
+SECRET = "hf_" + "Ab1" * 10
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "x: " + SECRET + ": y",
+        "{API_KEY: hunter22: x",
+        "runtime_env: {env_vars: {HF_TOKEN: '" + SECRET + "}}",
+        "\t- " + SECRET,
+        "runtime_env: {env_vars: {DB_PASSWORD: hunter22}}",
+        "runtime_env: {env_vars: [DB_PASSWORD=hunter22]}",
+    ],
+)
+def test_a_secret_in_a_file_that_is_refused_is_not_told(job, line):
+    message = refused(job(MINIMAL + line + "\n"))
+    assert (SECRET in message, "hunter22" in message) == (False, False)
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "runtime_env.env_vars.HF_TOKEN=" + SECRET,
+        "runtime_env.env_vars.DB_PASSWORD=hunter22",
+        "runtime_env.env_vars.DB_PASSWORD={hunter22",
+        "runtime_env.secrets.A=hunter22",
+        "engine.hf_token=hunter22",
+        "name=" + SECRET,
+        "name=[" + SECRET,
+        SECRET,
+        "model.a=" + SECRET,
+    ],
+)
+def test_a_secret_in_a_set_that_is_refused_is_not_told(job, assignment):
+    message = refused(job(), [assignment])
+    assert (SECRET in message, "hunter22" in message) == (False, False)
+
+
+def test_a_file_of_ones_own_is_found_beside_the_job_file(job, tmp_path, monkeypatch):
+    monkeypatch.chdir("/")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "plugin.py").touch()
+    env = load_job(job(MINIMAL + "runtime_env: {files: [mine], py_modules: [./plugin.py]}\n")).runtime_env
+    assert (env.files, env.py_modules) == ([f"{tmp_path}/mine"], [f"{tmp_path}/plugin.py"])
+
+
+def test_a_file_of_ones_own_may_be_anywhere(job, tmp_path):
+    (tmp_path / "mine").mkdir()
+    assert load_job(job(), [f"runtime_env.files=['{tmp_path}/mine']"]).runtime_env.files == [f"{tmp_path}/mine"]
+
+
+def test_a_file_of_ones_own_that_is_not_there_is_refused(job, tmp_path):
+    message = refused(job(MINIMAL + "runtime_env: {files: [none]}\n"))
+    assert message.startswith(f"runtime_env.files.0: '{tmp_path}/none': cannot be read: No such file")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [("[5]", "runtime_env.files.0: 5: must be text"), ("x", "must be a list"), ("['']", "runtime_env.files.0: ''")],
+)
+def test_a_list_of_files_that_is_none_is_refused(job, value, said):
+    assert said in refused(job(MINIMAL + f"runtime_env: {{files: {value}}}\n"))

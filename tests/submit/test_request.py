@@ -53,6 +53,7 @@ def test_a_request_is_exactly_this(spec):
             "sha256": package.sha256,
             "num_bytes": len(package.content),
             "files": [{"name": name, "num_bytes": size} for name, size in package.files],
+            "left_out": [],
         },
         "schema_version": 1,
     }
