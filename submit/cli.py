@@ -10,7 +10,7 @@ import click
 from rayferry.job import VERSION
 from rayferry.job.errors import RayferryError, SpecError
 from rayferry.submit import cli_jobs, cli_local
-from rayferry.submit.cli_shared import address_of, address_option, json_option
+from rayferry.submit.cli_shared import address_of, address_option, json_option, skip_option
 
 set_option = click.option("--set", "sets", multiple=True, metavar="PATH=VALUE", help="Change a value of the job file.")
 
@@ -50,6 +50,7 @@ def main() -> None:
 @click.option("--dry-run", is_flag=True, help="Print what would be sent, as JSON; touch no network.")
 @click.option("--no-wait", is_flag=True, help="Return once the job is submitted; print its id.")
 @click.option("--raw", is_flag=True, help="Show all of the job's log, Ray's and vLLM's lines too.")
+@skip_option
 @json_option
 def submit(
     job: Path,
@@ -59,6 +60,7 @@ def submit(
     dry_run: bool,
     no_wait: bool,
     raw: bool,
+    skip: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Submit the job file JOB, follow it to its end, print its output URI."""
@@ -79,7 +81,7 @@ def submit(
     from rayferry.submit import launch
 
     submission_id = submission_id or request.new_submission_id(spec.name)
-    cluster, sent = launch.submit(spec, place, submission_id)
+    cluster, sent = launch.submit(spec, place, submission_id, skip)
     if no_wait:
         report.note(f"follow it: rayferry logs -f {submission_id}")
         if as_json:
@@ -99,8 +101,9 @@ def _nowhere() -> str:
 @click.argument("job", type=click.Path(path_type=Path))
 @set_option
 @address_option
+@skip_option
 @json_option
-def check(job: Path, sets: tuple[str, ...], address: str | None, as_json: bool) -> None:
+def check(job: Path, sets: tuple[str, ...], address: str | None, skip: tuple[str, ...], as_json: bool) -> None:
     """Check what the job file JOB needs, and start nothing."""
     from dataclasses import asdict
 
@@ -112,7 +115,7 @@ def check(job: Path, sets: tuple[str, ...], address: str | None, as_json: bool) 
     from rayferry.submit.client import Cluster
     from rayferry.submit.preflight import preflight
 
-    probes = preflight(spec, place, lambda: Cluster(place.url))
+    probes = preflight(spec, place, lambda: Cluster(place.url), skip)
     if as_json:
         report.json_datum([asdict(probe) for probe in probes])
     else:

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 address_option = click.option(
     "--address", metavar="URL", help="The cluster's dashboard, such as http://127.0.0.1:8265."
 )
+CHECKS = ("cluster", "capacity", "input", "rows", "output", "model", "package")
+skip_option = click.option(
+    "--skip", multiple=True, type=click.Choice(CHECKS), metavar="CHECK", help="Leave a check out; may be given again."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 
 

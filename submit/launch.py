@@ -15,7 +15,7 @@ from rayferry.submit.preflight import PreflightError, preflight, require
 from rayferry.submit.request import SubmitRequest, build_request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 EXIT_DETACHED = 130
 _WORDS = {
@@ -24,8 +24,16 @@ _WORDS = {
 }
 
 
-def submit(spec: JobSpec, address: Address, submission_id: str) -> tuple[Cluster, SubmitRequest]:
+def submit(
+    spec: JobSpec, address: Address, submission_id: str, skip: "Collection[str]" = ()
+) -> tuple[Cluster, SubmitRequest]:
     """Checks and starts the job.
+
+    Args:
+        spec: the job.
+        address: the cluster's.
+        submission_id: the job's id.
+        skip: names of checks to leave out.
 
     Raises:
         RayferryError: a check failed, or the cluster refused; nothing runs.
@@ -38,20 +46,21 @@ def submit(spec: JobSpec, address: Address, submission_id: str) -> tuple[Cluster
         clusters.append(Cluster(address.url))
         return clusters[0]
 
-    probes = preflight(spec, address, connect)
+    probes = preflight(spec, address, connect, skip)
     for probe in probes:
         if probe.outcome == "unknown":
             report.note(f"not checked: {probe.text}")
     require(probes)
-    _check_alone(clusters[0], spec, submission_id)
+    cluster = clusters[0] if clusters else connect()
+    _check_alone(cluster, spec, submission_id)
     request = build_request(spec, address.url, submission_id)
     try:
-        clusters[0].submit(request)
+        cluster.submit(request)
     except KeyboardInterrupt:
         report.note(f"\ninterrupted while submitting: see whether it was started: rayferry status {submission_id}")
         sys.exit(EXIT_DETACHED)
     report.note(f"submitted {submission_id} to {address.url}")
-    return clusters[0], request
+    return cluster, request
 
 
 def _check_alone(cluster: Cluster, spec: JobSpec, submission_id: str) -> None:
