@@ -23,6 +23,7 @@ _SHOWN_CHARS = 300
 
 def ask_rows(spec: JobSpec, listed: Callable[[], Listing]) -> str:
     """Whether the first rows of the input can be asked."""
+    pa.array([None])  # Arrow imports pandas at its first array: better now, while others wait for the network
     try:
         listing = listed()
     except RayferryError as error:
