@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := $(shell find job runtime_env submit -name '*.py' -o -name '*.yaml' -o -name '*.jsonl') pyproject.toml MANIFEST.in README.md
 
-.PHONY: demo test venv lint types unit e2e bench lock clean
+.PHONY: demo test venv lint types unit e2e chaos bench lock clean
 
 demo: venv
 	$(BIN)/rayferry demo
@@ -39,10 +39,13 @@ types: venv
 	$(BIN)/mypy -p rayferry.job -p rayferry.runtime_env -p rayferry.submit
 
 unit: venv
-	$(BIN)/pytest -q -m "not e2e"
+	$(BIN)/pytest -q -m "not e2e and not chaos"
 
 e2e: venv
 	$(BIN)/pytest -q -m e2e
+
+chaos: venv
+	$(BIN)/pytest -q -m chaos
 
 bench: venv
 	$(BIN)/python tests/benchmarks/submit_overhead.py

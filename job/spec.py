@@ -138,6 +138,19 @@ class ClusterSpec(Typed):
         return address
 
 
+def seconds(duration: str) -> float:
+    """A duration such as `90m` in seconds.
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = _DURATION.match(duration)
+    if not match or not float(match[1]):
+        msg = "not a duration; write a number and s, m, h or d, such as 90m"
+        raise ValueError(msg)
+    return float(match[1]) * _SECONDS[match[2]]
+
+
 class JobSpec(Typed):
     """One batch-inference job, validated."""
 
@@ -232,10 +245,8 @@ class JobSpec(Typed):
     @field_validator("timeout")
     @classmethod
     def _duration(cls, value: str | None) -> str | None:
-        match = _DURATION.match(value or "")
-        if value is not None and not (match and float(match[1])):
-            msg = "not a duration; write a number and s, m, h or d, such as 90m"
-            raise ValueError(msg)
+        if value is not None:
+            seconds(value)
         return value
 
     @field_validator("model")
@@ -250,8 +261,7 @@ class JobSpec(Typed):
     @property
     def timeout_s(self) -> float | None:
         """Seconds that the run may take, or None."""
-        match = _DURATION.match(self.timeout or "")
-        return float(match[1]) * _SECONDS[match[2]] if match else None
+        return seconds(self.timeout) if self.timeout is not None else None
 
     @property
     def max_replicas(self) -> int:

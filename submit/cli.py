@@ -10,7 +10,7 @@ import click
 from rayferry.job import VERSION
 from rayferry.job.errors import RayferryError, SpecError
 from rayferry.submit import cli_jobs, cli_local
-from rayferry.submit.cli_shared import address_of, address_option, json_option, skip_option
+from rayferry.submit.cli_shared import address_of, address_option, json_option, seconds_of, skip_option, timeout_option
 
 set_option = click.option("--set", "sets", multiple=True, metavar="PATH=VALUE", help="Change a value of the job file.")
 
@@ -50,6 +50,7 @@ def main() -> None:
 @click.option("--dry-run", is_flag=True, help="Print what would be sent, as JSON; touch no network.")
 @click.option("--no-wait", is_flag=True, help="Return once the job is submitted; print its id.")
 @click.option("--raw", is_flag=True, help="Show all of the job's log, Ray's and vLLM's lines too.")
+@timeout_option
 @skip_option
 @json_option
 def submit(
@@ -60,6 +61,7 @@ def submit(
     dry_run: bool,
     no_wait: bool,
     raw: bool,
+    timeout: str | None,
     skip: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -69,6 +71,7 @@ def submit(
     from rayferry.submit.options import load_job
 
     spec = load_job(job, sets)
+    timeout_s = seconds_of(timeout)
     if submission_id is not None and not request.is_submission_id(submission_id):
         msg = f"--submission-id {submission_id!r}: use letters, digits, '.', '_' and '-', at most 128"
         raise SpecError(msg)
@@ -89,7 +92,7 @@ def submit(
         else:
             report.datum(submission_id)
         return
-    sys.exit(launch.wait(cluster, submission_id, raw=raw, as_json=as_json))
+    sys.exit(launch.wait(cluster, submission_id, launch.Watch(raw=raw, as_json=as_json, timeout_s=timeout_s)))
 
 
 def _nowhere() -> str:

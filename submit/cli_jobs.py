@@ -5,9 +5,7 @@ import sys
 import click
 
 from rayferry.job.errors import RayferryError
-from rayferry.submit.cli_shared import address_option, cluster_of, json_option
-
-_POLL_S = 0.3
+from rayferry.submit.cli_shared import address_option, cluster_of, json_option, seconds_of, timeout_option
 
 
 @click.command()
@@ -35,19 +33,27 @@ def status(submission_id: str, address: str | None, as_json: bool) -> None:
 @click.argument("submission_id")
 @address_option
 @click.option("-f", "--follow", "following", is_flag=True, help="Go on until the job ends; exit as submit would.")
+@click.option("--tail", type=click.IntRange(0), metavar="N", help="Of the lines that are there already, the last N.")
 @click.option("--raw", is_flag=True, help="Show all lines, Ray's and vLLM's too.")
-def logs(submission_id: str, address: str | None, following: bool, raw: bool) -> None:
+@timeout_option
+def logs(
+    submission_id: str, address: str | None, following: bool, tail: int | None, raw: bool, timeout: str | None
+) -> None:
     """Print a job's log."""
     from rayferry.submit import launch, report
     from rayferry.submit.follow import our_lines
 
+    timeout_s = seconds_of(timeout)
     cluster = cluster_of(address)
     if following:
         cluster.info(submission_id)
-        sys.exit(launch.wait(cluster, submission_id, raw=raw))
-    show = report.datum if raw else our_lines(report.datum)
+        sys.exit(launch.wait(cluster, submission_id, launch.Watch(raw=raw, timeout_s=timeout_s, tail=tail)))
+    lines: list[str] = []
+    show = lines.append if raw else our_lines(lines.append)
     for line in cluster.logs(submission_id).splitlines():
         show(line)
+    for line in lines if tail is None else lines[max(0, len(lines) - tail) :]:
+        report.datum(line)
 
 
 @click.command()
@@ -56,23 +62,9 @@ def logs(submission_id: str, address: str | None, following: bool, raw: bool) ->
 @click.option("--timeout", default=60.0, show_default=True, help="Seconds to wait for the end.")
 def stop(submission_id: str, address: str | None, timeout: float) -> None:
     """Stop a job and wait until it is over."""
-    import time
+    from rayferry.submit import launch, report
 
-    from rayferry.submit import report
-
-    cluster = cluster_of(address)
-    info = cluster.info(submission_id)
-    if not info.is_over:
-        cluster.stop(submission_id)
-        deadline = time.monotonic() + timeout
-        while not (info := cluster.info(submission_id)).is_over:
-            if time.monotonic() > deadline:
-                msg = (
-                    f"{submission_id} is still {info.status} after {timeout:g} s; see: rayferry status {submission_id}"
-                )
-                raise RayferryError(msg)
-            time.sleep(_POLL_S)
-    report.datum(info.status)
+    report.datum(launch.stop(cluster_of(address), submission_id, timeout).status)
 
 
 @click.command("list")

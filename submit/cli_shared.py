@@ -16,6 +16,9 @@ CHECKS = ("cluster", "capacity", "input", "rows", "output", "model", "package")
 skip_option = click.option(
     "--skip", multiple=True, type=click.Choice(CHECKS), metavar="CHECK", help="Leave a check out; may be given again."
 )
+timeout_option = click.option(
+    "--timeout", metavar="TIME", help="Follow no longer than this, such as 90s or 2h; the job goes on (exit code 6)."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 
 
@@ -32,3 +35,17 @@ def cluster_of(flag: str | None) -> "Cluster":
     from rayferry.submit.client import Cluster
 
     return Cluster(address.url)
+
+
+def seconds_of(timeout: str | None) -> float | None:
+    """What `--timeout` says, in seconds."""
+    if timeout is None:
+        return None
+    from rayferry.job.errors import SpecError
+    from rayferry.job.spec import seconds
+
+    try:
+        return seconds(timeout)
+    except ValueError as error:
+        msg = f"--timeout {timeout!r}: {error}"
+        raise SpecError(msg) from error

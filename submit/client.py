@@ -1,16 +1,19 @@
 """The Jobs API, by Ray's own SDK. The only module that imports ray.job_submission."""
 
+import io
 import logging
 import os
 import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
+from http import HTTPStatus
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import aiohttp
 import requests
 from ray.job_submission import JobSubmissionClient
 from requests.exceptions import ChunkedEncodingError
@@ -24,7 +27,11 @@ for _name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.
     logging.getLogger(_name).setLevel(logging.WARNING)  # they tell of every upload and every closed socket
 
 _TIMEOUT_S = (5, 60)  # connect, read
-_SUBMIT_TRIES = 4
+_SUBMIT_TRIES = 8
+_MAX_SUBMIT_PAUSE_S = 15.0
+_READ_TRIES = 3
+_READ_PAUSE_S = 0.5
+_HEARTBEAT_S = 20.0
 # Source: `format_authentication_http_error` puts the first before a 401's and a 403's text, whoever sent it; the
 # second are what Ray's own `token_auth_middleware` sends (Ray 2.60).
 _REFUSED = ("Authentication required:", "Authentication failed:")
@@ -40,6 +47,12 @@ class ClusterError(RayferryError):
 
 class UnreachableError(ClusterError):
     """The cluster did not answer. Trying again may help."""
+
+
+class NotKnownError(ClusterError):
+    """Contact was lost while a job was sent: it may run."""
+
+    exit_code = 5
 
 
 class NoSuchJobError(ClusterError):
@@ -112,7 +125,7 @@ class Cluster:
         # Ray lets these override the address that it is given.
         hidden = {name: os.environ.pop(name) for name in ADDRESS_VARIABLES if name in os.environ}
         try:
-            self._client = self._ask(lambda: _Client(url), "connect")
+            self._client = self._read(lambda: _Client(url), "connect")
         finally:
             os.environ.update(hidden)
 
@@ -144,12 +157,14 @@ class Cluster:
         """Uploads the package and starts the job, once, however often the request has to be repeated.
 
         Raises:
-            ClusterError: the cluster refused, or its answer could not be had.
+            NotKnownError: the cluster stopped answering, and the job may have started.
+            ClusterError: the cluster refused, or did not answer; nothing was started.
         """
         with tempfile.TemporaryDirectory(prefix="rayferry-") as folder:
             package = Path(folder) / request.package["name"]
             package.write_bytes(request.content)
-            for attempt in range(_SUBMIT_TRIES):
+            pause = 1.0
+            for attempt in count(1):
                 # Ray writes the package's URI into the dictionary that it is given
                 env = {**request.runtime_env, "working_dir": str(package)}
                 try:
@@ -163,23 +178,35 @@ class Cluster:
                         request.submission_id,
                     )
                 except ClusterError as error:
-                    if attempt and self._started(request):
-                        return
-                    if not isinstance(error, UnreachableError):
+                    is_refusal = not isinstance(error, UnreachableError)
+                    if is_refusal and attempt == 1:
                         raise
-                    if self._started(request):
+                    started = self._started(request)
+                    if started:
                         return
-                    if attempt == _SUBMIT_TRIES - 1:
+                    if is_refusal and started is False:
                         raise
-                    sleep(2.0**attempt)
+                    if attempt == _SUBMIT_TRIES:
+                        raise error if started is False else self._not_known(request.submission_id) from error
+                    sleep(pause)
+                    pause = min(2 * pause, _MAX_SUBMIT_PAUSE_S)
                 else:
                     return
 
-    def _started(self, request: SubmitRequest) -> bool:
-        """True if the cluster has this very job, although its answer was lost."""
-        with suppress(ClusterError):
+    def _started(self, request: SubmitRequest) -> bool | None:
+        """True if the cluster has this very job, although its answer was lost; None if it does not tell."""
+        try:
             return self.info(request.submission_id).metadata == request.metadata
-        return False
+        except NoSuchJobError:
+            return False
+        except ClusterError:
+            return None
+
+    def _not_known(self, submission_id: str) -> "NotKnownError":
+        return NotKnownError(
+            f"{self.url} does not answer any more, and whether {submission_id} was started is not known; "
+            f"see: rayferry status {submission_id}, or send it again with --submission-id {submission_id}"
+        )
 
     def info(self, submission_id: str) -> JobInfo:
         """One job.
@@ -192,32 +219,82 @@ class Cluster:
 
     def jobs(self) -> list[JobInfo]:
         """All jobs that came in through the Jobs API, newest first."""
-        found = [job for job in self._ask(self._client.list_jobs, "list") if job.submission_id]
+        found = [job for job in self._read(self._client.list_jobs, "list") if job.submission_id]
         return sorted(map(_job_info, found), key=lambda job: job.start_ms or 0, reverse=True)
 
     def logs(self, submission_id: str) -> str:
         """The whole driver log."""
-        return str(self._ask(lambda: self._client.get_job_logs(submission_id), submission_id))
+        try:
+            return str(self._ask(lambda: self._client.get_job_logs(submission_id), submission_id))
+        except ClusterError as error:
+            if "UnicodeDecodeError" not in str(error.__cause__):
+                raise
+            return self._logs_as_bytes(submission_id)
 
-    def tail(self, submission_id: str) -> AsyncIterator[str]:
-        """The driver log from its first byte on, for as long as the connection holds. Its end proves nothing."""
-        return self._client.tail_job_logs(submission_id)  # type: ignore[no-any-return]
+    def _logs_as_bytes(self, submission_id: str) -> str:
+        """The same by another way: the Jobs API gives nothing at all of a log that has one bad byte."""
+        node_id = self._ask(lambda: self._client.get_job_info(submission_id), submission_id).driver_node_id
+        path = f"/api/v0/logs/file?node_id={node_id}&filename=job-driver-{submission_id}.log&lines=-1"
+        content = self._get(path, read=lambda answer: answer.content)
+        with io.TextIOWrapper(io.BytesIO(content), "utf-8", errors="replace") as text:
+            return text.read()  # line ends as the Jobs API has them
+
+    async def tail(self, submission_id: str) -> AsyncIterator[str]:
+        """The driver log from its first byte on, for as long as the connection holds. Its end proves nothing.
+
+        As `JobSubmissionClient.tail_job_logs`, but a connection that is dead is noticed, and no line is too long.
+        Source: https://github.com/ray-project/ray/issues/51601
+        """
+        its = self._client
+        async with (
+            aiohttp.ClientSession(cookies=its._cookies, headers=its._headers) as session,  # noqa: SLF001
+            session.ws_connect(
+                f"{its._address}/api/jobs/{submission_id}/logs/tail",  # noqa: SLF001
+                ssl=True if its._ssl_context is None else its._ssl_context,  # noqa: SLF001
+                heartbeat=_HEARTBEAT_S,
+                max_msg_size=0,
+            ) as socket,
+        ):
+            async for message in socket:
+                if message.type == aiohttp.WSMsgType.TEXT:
+                    yield message.data
 
     def stop(self, submission_id: str) -> None:
         """Asks the job to end. It has not ended when this returns."""
         self._ask(lambda: self._client.stop_job(submission_id), submission_id)
 
-    def _get(self, path: str, part: Callable[[Any], Any] = lambda value: value) -> Any:
+    def _get(
+        self,
+        path: str,
+        part: Callable[[Any], Any] = lambda value: value,
+        read: Callable[[requests.Response], Any] = requests.Response.json,
+    ) -> Any:
         def call() -> Any:
             answer = self._client._do_request("GET", path)  # noqa: SLF001  # it carries the authentication
             answer.raise_for_status()
-            return part(answer.json())
+            return part(read(answer))
 
-        return self._ask(call, path)
+        return self._read(call, path)
+
+    def _read(self, call: Callable[[], T], what: str) -> T:
+        """As `_ask`, for what may be asked again: a connection that was made and broke is no answer yet."""
+        for _ in range(_READ_TRIES - 1):
+            try:
+                return self._ask(call, what)
+            except UnreachableError as error:
+                if "Failed to establish a new connection" in str(error.__cause__):
+                    raise
+            time.sleep(_READ_PAUSE_S)
+        return self._ask(call, what)
 
     def _ask(self, call: Callable[[], T], what: str) -> T:
         try:
             return call()
+        except requests.HTTPError as error:
+            status = error.response.status_code
+            msg = f"{self.url} answered {what} with HTTP {status}; check the address, and the dashboard's log"
+            kind = UnreachableError if status >= HTTPStatus.INTERNAL_SERVER_ERROR else ClusterError
+            raise kind(msg) from error
         except (requests.ConnectionError, requests.Timeout, ChunkedEncodingError, ConnectionError) as error:
             msg = f"no cluster answers at {self.url}; check that it is up, and the address (its dashboard's, port 8265)"
             raise UnreachableError(msg) from error
@@ -236,7 +313,9 @@ class Cluster:
         if "already exists" in text:
             hint = f"choose another, or follow it: rayferry logs -f {what}"
             return ClusterError(f"{self.url} has a job of this submission_id already; {hint}")
-        if any(f"status code {code}" in text for code in (502, 503, 504)):
+        # Ray tells its own refusals by a traceback; a bare 500 comes of something before it, or of a head that starts
+        codes = (500, 502, 503, 504) if "Traceback" not in text else (502, 503, 504)
+        if any(f"status code {code}" in text for code in codes):
             return UnreachableError(f"{self.url} is not ready: {text[:300]}")
         return ClusterError(f"{self.url} refused ({what}): {text[:500]}")
 

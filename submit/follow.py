@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import logging
 import queue
+import random
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Protocol
 
 from rayferry.job.errors import RayferryError
@@ -16,6 +18,7 @@ from rayferry.submit.client import ClusterError, JobInfo, NoSuchJobError
 
 _POLL_S = 1.0
 _FIRST_POLL_S = 0.2
+_MAX_PAUSE_S = 15.0
 _LOST_AFTER_S = 120.0
 _LOG_TRIES = 3
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -25,6 +28,12 @@ class LostContactError(RayferryError):
     """The cluster stopped answering, and the job's end is not known."""
 
     exit_code = 5
+
+
+class WaitedError(RayferryError):
+    """The job goes on, but was to be followed no longer."""
+
+    exit_code = 6
 
 
 class Followed(Protocol):
@@ -41,10 +50,14 @@ class Followed(Protocol):
 
 
 class Lines:
-    """Makes lines of pieces of a log; counts characters, so that a stream begun again shows nothing twice."""
+    """Makes lines of pieces of a log; counts characters, so that a stream begun again shows nothing twice.
+
+    Attributes:
+        show: called with each line; may be changed on the way.
+    """
 
     def __init__(self, show: Callable[[str], None]) -> None:
-        self._show = show
+        self.show = show
         self._shown = 0
         self._rest = ""
 
@@ -56,12 +69,12 @@ class Lines:
         self._shown += len(fresh)
         *whole, self._rest = (self._rest + fresh).split("\n")
         for line in whole:
-            self._show(line)
+            self.show(line)
 
     def close(self) -> None:
         """Shows a last line that no newline ended."""
         if self._rest:
-            self._show(self._rest)
+            self.show(self._rest)
             self._rest = ""
 
 
@@ -75,24 +88,30 @@ def our_lines(show: Callable[[str], None]) -> Callable[[str], None]:
     return filtered
 
 
-def follow(
+def follow(  # noqa: PLR0913  # each of them a choice of the caller's
     cluster: Followed,
     submission_id: str,
     show: Callable[[str], None],
     on_status: Callable[[JobInfo], None] = lambda _info: None,
+    *,
     lost_after_s: float = _LOST_AFTER_S,
+    timeout_s: float | None = None,
+    tail: int | None = None,
 ) -> JobInfo:
     """Shows the job's log until the job is over.
 
-    The stream is opened again as often as it ends while the job goes on; what it lost at the end is taken from the
-    whole log.
+    The status alone decides when that is. The stream is opened again as often as it ends while the job goes on; one
+    that brings nothing new is made up for by the whole log, and so is what was lost at the end. Questions that are not
+    answered are asked again with growing pauses.
 
     Args:
         cluster: where the job is.
         submission_id: which job.
         show: called with each line, once.
-        on_status: called at the first status and at every new one.
+        on_status: called at the first status, at every new one, and when Ray says something else of a job that waits.
         lost_after_s: seconds without any answer after which contact is lost.
+        timeout_s: seconds after which to leave a job that is not over; None: never.
+        tail: lines of those that are there already to be shown; None: all.
 
     Returns:
         The job in its last state.
@@ -100,31 +119,60 @@ def follow(
     Raises:
         LostContactError: the cluster did not answer for that long, or has forgotten the job.
         NoSuchJobError: the cluster answers and has no such job.
+        WaitedError: the job is not over after `timeout_s`.
     """
     lines = Lines(show)
+    if tail is not None:
+        _skip_to_tail(cluster, submission_id, lines, tail)
     pieces: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
     over = threading.Event()
     thread = threading.Thread(target=_stream, args=(cluster, submission_id, pieces, over), daemon=True)
     contact = _Contact(cluster, submission_id, lost_after_s)
-    status, pause = "", _FIRST_POLL_S
+    end = time.monotonic() + timeout_s if timeout_s is not None else None
+    told: tuple[str, str] = ("", "")
+    pauses = _pauses(_FIRST_POLL_S)
     try:
         while True:
             info = contact.ask()
-            if info is not None and info.status != status:
-                status = info.status
-                on_status(info)
-                if status == "RUNNING" and thread.ident is None:
-                    pause = _POLL_S
+            if info is not None:
+                pauses = _pauses(_FIRST_POLL_S if info.status == "PENDING" else _POLL_S)
+                state = (info.status, info.message if info.status == "PENDING" else "")
+                if state != told:
+                    told = state
+                    on_status(info)
+                if info.status == "RUNNING" and thread.ident is None:
                     thread.start()
-            if info is not None and info.is_over:
-                break
-            _drain(pieces, lines, pause)
+                if info.is_over:
+                    break
+            if end is not None and time.monotonic() >= end:
+                msg = f"{submission_id} is not over after {timeout_s:g} s; go on with: rayferry logs -f {submission_id}"
+                raise WaitedError(msg)
+            _drain(pieces, lines, next(pauses))
     finally:
         over.set()
     while not pieces.empty():
         lines.feed(*pieces.get())
     _finish(cluster, submission_id, lines)
     return info
+
+
+def _pauses(first_s: float) -> Iterator[float]:
+    """Seconds between questions: longer and longer, and not the same for all who ask."""
+    pause = first_s
+    while True:
+        yield pause * random.uniform(0.75, 1.25)  # noqa: S311  # nothing is kept secret by it
+        pause = min(2 * pause, _MAX_PAUSE_S)
+
+
+def _skip_to_tail(cluster: Followed, submission_id: str, lines: Lines, tail: int) -> None:
+    """Shows the last lines of what there is of the log; `lines` goes on from there."""
+    show, last = lines.show, deque[str](maxlen=tail)
+    lines.show = last.append
+    with contextlib.suppress(ClusterError):  # the stream brings it
+        lines.feed(cluster.logs(submission_id), 0)
+    for line in last:
+        show(line)
+    lines.show = show
 
 
 class _Contact:
@@ -178,18 +226,26 @@ def _stream(
     # asyncio and Ray's client report a connection cut at the end as errors; here it is what is expected
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
-    async def once() -> None:
+    async def once(seen: int) -> int:
         at = 0
-        async for text in cluster.tail(submission_id):
-            pieces.put((text, at))
-            at += len(text)
-            if over.is_set():
-                return
-
-    while not over.is_set():
         with contextlib.suppress(Exception, asyncio.CancelledError):  # whatever ended the stream, it is opened again
-            asyncio.run(once())
-        over.wait(_POLL_S)
+            async for text in cluster.tail(submission_id):
+                pieces.put((text, at))
+                at += len(text)
+                if over.is_set():
+                    break
+        return max(at, seen)
+
+    seen, pauses = 0, _pauses(_POLL_S)
+    while not over.is_set():
+        before, seen = seen, asyncio.run(once(seen))
+        if seen > before:
+            pauses = _pauses(_POLL_S)
+        else:  # such as one that ends at a bad byte, each time
+            with contextlib.suppress(ClusterError):
+                log = cluster.logs(submission_id)
+                pieces.put((log[: log.rfind("\n") + 1], 0))
+        over.wait(next(pauses))
 
 
 def failure_lines(log: str, limit: int = 6) -> list[str]:

@@ -2,22 +2,27 @@
 
 import signal
 import sys
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
 
 from rayferry.job.errors import RayferryError
 from rayferry.job.layout import Layout
 from rayferry.job.spec import JobSpec
 from rayferry.submit import collect, report, s3
-from rayferry.submit.client import Cluster, JobInfo
+from rayferry.submit.client import Cluster, ClusterError, JobInfo, UnreachableError
 from rayferry.submit.config import Address
 from rayferry.submit.follow import failure_lines, follow, our_lines
 from rayferry.submit.preflight import PreflightError, preflight, require
 from rayferry.submit.request import SubmitRequest, build_request
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
-
 EXIT_DETACHED = 130
+STOP_TIMEOUT_S = 60.0
+_SECOND_CTRL_C_S = 2.0
+_POLL_S = 0.3
 _WORDS = {
     "FAILED": "failed",
     "STOPPED": "was stopped",
@@ -25,7 +30,7 @@ _WORDS = {
 
 
 def submit(
-    spec: JobSpec, address: Address, submission_id: str, skip: "Collection[str]" = ()
+    spec: JobSpec, address: Address, submission_id: str, skip: Collection[str] = ()
 ) -> tuple[Cluster, SubmitRequest]:
     """Checks and starts the job.
 
@@ -55,7 +60,8 @@ def submit(
     _check_alone(cluster, spec, submission_id)
     request = build_request(spec, address.url, submission_id)
     try:
-        cluster.submit(request)
+        with catching_sigterm():
+            cluster.submit(request)
     except KeyboardInterrupt:
         report.note(f"\ninterrupted while submitting: see whether it was started: rayferry status {submission_id}")
         sys.exit(EXIT_DETACHED)
@@ -77,34 +83,119 @@ def _check_alone(cluster: Cluster, spec: JobSpec, submission_id: str) -> None:
             raise PreflightError(msg)
 
 
-def wait(cluster: Cluster, submission_id: str, *, raw: bool = False, as_json: bool = False) -> int:
-    """Follows a job to its end and tells what came of it.
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came."""
 
-    On Ctrl-C, says how to go on; the job is not touched.
 
-    Args:
-        cluster: where it runs.
-        submission_id: which job.
+@contextmanager
+def catching_sigterm() -> Iterator[None]:
+    """Lets SIGTERM be caught as Ctrl-C is, inside the block."""
+
+    def raise_terminated(_number: int, _frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, raise_terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@dataclass(frozen=True)
+class Watch:
+    """How a job is followed.
+
+    Attributes:
         raw: show every line of its log, not only ours.
         as_json: the datum is the whole outcome instead of the output URI.
+        timeout_s: seconds after which to leave it.
+        tail: lines of the log's past to show; None: all.
+    """
+
+    raw: bool = False
+    as_json: bool = False
+    timeout_s: float | None = None
+    tail: int | None = None
+
+
+def wait(cluster: Cluster, submission_id: str, watch: Watch = Watch()) -> int:  # it is frozen
+    """Follows a job to its end and tells what came of it.
+
+    On Ctrl-C or SIGTERM, says how to go on and leaves the job alone; on Ctrl-C twice within two seconds, stops it.
 
     Returns:
         The exit code.
 
     Raises:
         LostContactError: the cluster stopped answering.
+        WaitedError: the job is not over after `watch.timeout_s`.
     """
-    show: Callable[[str], None] = report.note if raw else our_lines(report.note)
+    show: Callable[[str], None] = report.note if watch.raw else our_lines(report.note)
     try:
-        info = follow(cluster, submission_id, show, _tell_status)
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        report.note(
-            f"\ndetached: {submission_id} goes on. Follow it: rayferry logs -f {submission_id}\n"
-            f"Stop it: rayferry stop {submission_id}"
-        )
+        with catching_sigterm():
+            info = follow(cluster, submission_id, show, _tell_status, timeout_s=watch.timeout_s, tail=watch.tail)
+    except Terminated:
+        _detach(submission_id)
         return EXIT_DETACHED
-    return conclude(cluster, info, as_json=as_json)
+    except KeyboardInterrupt:
+        stopped = _second_thoughts(cluster, submission_id)
+        if stopped is None:
+            return EXIT_DETACHED
+        info = stopped
+    return conclude(cluster, info, as_json=watch.as_json)
+
+
+def _detach(submission_id: str) -> None:
+    report.note(
+        f"\ndetached: {submission_id} goes on. Follow it: rayferry logs -f {submission_id}\n"
+        f"Stop it: rayferry stop {submission_id}"
+    )
+
+
+def _second_thoughts(cluster: Cluster, submission_id: str) -> JobInfo | None:
+    """Detaches; stops the job if Ctrl-C comes again at once. Gives the job's end then, else None."""
+    try:
+        _detach(submission_id)
+        if not sys.stdin.isatty():  # a script's Ctrl-C comes once
+            return None
+        report.note("(Ctrl-C again within 2 s: stop it)")
+        time.sleep(_SECOND_CTRL_C_S)
+    except KeyboardInterrupt:
+        report.note(f"\nstopping {submission_id}")
+        return stop(cluster, submission_id)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return None
+
+
+def stop(cluster: Cluster, submission_id: str, timeout_s: float = STOP_TIMEOUT_S) -> JobInfo:
+    """Stops a job and waits until it is over, however it ended.
+
+    Raises:
+        NoSuchJobError: the cluster has no such job.
+        ClusterError: it goes on, or the cluster does not tell.
+    """
+    info = cluster.info(submission_id)
+    asked = False
+    deadline = time.monotonic() + timeout_s
+    while not info.is_over:
+        try:
+            if not asked:
+                cluster.stop(submission_id)
+                asked = True
+            info = cluster.info(submission_id)
+        except UnreachableError:
+            if time.monotonic() > deadline:
+                raise
+        if not info.is_over and time.monotonic() > deadline:
+            msg = (
+                f"{submission_id} is still {info.status} {timeout_s:g} s after it was asked to stop; "
+                f"it may yet end (rayferry status {submission_id}), or its processes hang on the cluster"
+            )
+            raise ClusterError(msg)
+        if not info.is_over:
+            time.sleep(_POLL_S)
+    return info
 
 
 def conclude(cluster: Cluster, info: JobInfo, *, as_json: bool = False) -> int:
@@ -167,7 +258,9 @@ def _is_seen(cluster: Cluster, info: JobInfo) -> bool:
 
 def _tell_status(info: JobInfo) -> None:
     if info.status == "PENDING":
-        report.note(f"{info.submission_id}: PENDING (the cluster prepares the job's environment)")
+        why = info.message.removeprefix("Job has not started yet.").strip()
+        why = why or "the cluster prepares the job's environment"
+        report.note(f"{info.submission_id}: PENDING ({why})")
     elif info.status == "RUNNING":
         report.note(f"{info.submission_id}: RUNNING")
 

@@ -16,8 +16,8 @@ import yaml
 from rayferry.job.layout import Layout
 from rayferry.job.placement import Node
 from rayferry.job.spec import parse
-from rayferry.submit import cli_jobs
 from rayferry.submit import follow as follow_module
+from rayferry.submit import launch
 from rayferry.submit.client import JobInfo
 from rayferry.submit.config import Address
 from rayferry.submit.preflight import preflight
@@ -61,7 +61,8 @@ def other_account(monkeypatch):
 def _impatient(monkeypatch):
     monkeypatch.setattr(follow_module, "_POLL_S", 0.01)
     monkeypatch.setattr(follow_module, "_FIRST_POLL_S", 0.01)
-    monkeypatch.setattr(cli_jobs, "_POLL_S", 0.01)
+    monkeypatch.setattr(launch, "_POLL_S", 0.01)
+    monkeypatch.setattr("rayferry.submit.client._READ_PAUSE_S", 0.01)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from rayferry.job.spec import parse
-from rayferry.submit.client import Cluster, ClusterError, JobInfo, NoSuchJobError, UnreachableError
+from rayferry.submit.client import Cluster, ClusterError, JobInfo, NoSuchJobError, NotKnownError, UnreachableError
 from rayferry.submit.follow import follow
 from rayferry.submit.local.ports import free_ports
 from rayferry.submit.request import build_request, new_submission_id
@@ -180,13 +180,30 @@ def test_an_upload_that_breaks_is_repeated(ray_api, request_of, method):
     assert list(ray_api.packages.values()) == [request.content]
 
 
-def test_a_cluster_that_stays_away_is_given_up_after_four_tries(ray_api, request_of):
+@pytest.mark.parametrize("fault", ["before", (500, "an error of a proxy"), (502, "no head")])
+def test_a_cluster_that_takes_no_job_is_given_up_after_a_minute_and_more(ray_api, request_of, fault):
     slept = []
-    ray_api.faults[("POST", JOBS)] = ["before"] * 10
+    ray_api.faults[("POST", JOBS)] = [fault] * 20
     cluster = Cluster(ray_api.url)
     with pytest.raises(UnreachableError):
         cluster.submit(request_of(ray_api.url), sleep=slept.append)
-    assert (ray_api.num("POST", JOBS), slept) == (4, [1.0, 2.0, 4.0])
+    assert (ray_api.num("POST", JOBS), slept) == (8, [1.0, 2.0, 4.0, 8.0, 15.0, 15.0, 15.0])
+
+
+def test_a_job_that_may_have_started_is_not_told_as_failed(ray_api, request_of):
+    ray_api.faults[("POST", JOBS)] = ["after"] + ["before"] * 20
+    ray_api.faults[("GET", JOBS)] = ["before"] * 20
+    cluster = Cluster(ray_api.url)
+    with pytest.raises(NotKnownError, match=r"whether job-1 was started is not known; see: rayferry status") as caught:
+        cluster.submit(request_of(ray_api.url), sleep=lambda _s: None)
+    assert caught.value.exit_code == 5
+
+
+@pytest.mark.parametrize("fault", ["before", "cut", (500, "an error of a proxy"), (503, "starting")])
+def test_a_question_that_breaks_is_asked_again(ray_api, fault, monkeypatch):
+    monkeypatch.setattr("rayferry.submit.client._READ_PAUSE_S", 0.0)
+    ray_api.faults[("GET", "/api/v0/nodes")] = [fault, fault]
+    assert len(Cluster(ray_api.url).nodes()[0]) == 1
 
 
 def test_a_refusal_is_not_repeated(ray_api, request_of):
@@ -286,7 +303,7 @@ def test_only_living_nodes_are_counted(ray_api, nodes, expected):
 )
 def test_nodes_that_cannot_be_told_are_a_cluster_error(ray_api, path, answer):
     cluster = Cluster(ray_api.url)
-    ray_api.faults[("GET", path)] = [answer]
+    ray_api.faults[("GET", path)] = [answer] * 3
     with pytest.raises(ClusterError, match=ray_api.url):
         cluster.nodes()
 
@@ -380,3 +397,30 @@ def test_the_real_cluster_lists_the_job(real_job):
 def test_the_real_cluster_tells_its_nodes(real_job):
     nodes, autoscaling = real_job[0].nodes()
     assert (len(nodes), nodes[0].num_cpus > 0, autoscaling) == (1, True, False)
+
+
+HOSTILE = r"""
+import sys, time
+out = sys.stdout.buffer
+out.write(b"first\n"); out.flush(); time.sleep(2)
+out.write(b"bad " + bytes([255, 254]) + b" byte\n"); out.flush(); time.sleep(4)
+out.write(b"x" * (5 << 20) + b"\nlast\n"); out.flush(); time.sleep(2)
+"""
+
+
+def test_the_real_log_is_shown_whole_in_spite_of_a_bad_byte_and_a_line_of_5_mib(real_job, tmp_path):
+    cluster, request, _, _ = real_job
+    (tmp_path / "hostile.py").write_text(HOSTILE)
+    name = new_submission_id("hostile")
+    cluster.submit(replace(request, submission_id=name, entrypoint=f"python {tmp_path / 'hostile.py'}"))
+    shown, during = [], []
+
+    def show(line):
+        shown.append(line)
+        during.append(cluster.info(name).status)
+
+    info = follow(cluster, name, show)
+    at = shown.index("first")
+    assert [line[:20] for line in shown[at:]] == ["first", "bad \ufffd\ufffd byte", "x" * 20, "last"]
+    assert (len(shown[at + 2]), info.status) == (5 << 20, "SUCCEEDED")
+    assert during[at + 1] == "RUNNING"  # it did not wait for the end

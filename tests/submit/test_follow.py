@@ -203,6 +203,42 @@ def test_the_stream_is_given_up_when_contact_is_lost(fake_cluster, watch):
     assert not any(thread.is_alive() for thread in started)
 
 
+def test_a_stream_that_brings_nothing_is_made_up_for_by_the_whole_log(fake_cluster):
+    streams = [[], [], ["one\n", ValueError("a bad byte")]]
+    cluster = fake_cluster(["RUNNING", "SUCCEEDED"], streams, log="one\ntwo\nthr", may_end=threading.Event())
+    shown = []
+
+    def show(line):
+        shown.append(line)
+        if line == "two":
+            cluster.log = ["one\ntwo\nthree\n"]
+            cluster.may_end.set()
+
+    follow(cluster, "job-1", show)
+    assert shown == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize(("tail", "expected"), [(0, ["five"]), (2, ["three", "four", "five"]), (9, [*LINES, "five"])])
+def test_of_what_is_there_already_the_last_lines_are_shown(fake_cluster, watch, tail, expected):
+    cluster = fake_cluster(["RUNNING", "SUCCEEDED"], [[LOG, "five\n"]], log=[LOG, LOG + "five\n"])
+    assert watch(cluster, tail=tail)[0] == expected
+
+
+def test_a_failed_look_at_the_past_does_not_hold_up_the_following(fake_cluster, watch):
+    assert watch(fake_cluster(["RUNNING", "SUCCEEDED"], [[LOG]], log=[DOWN, LOG]), tail=1)[0] == LINES
+
+
+def test_a_job_over_at_its_last_moment_is_no_timeout(fake_cluster, watch):
+    assert watch(fake_cluster(["SUCCEEDED"]), timeout_s=0)[1].status == "SUCCEEDED"
+
+
+def test_pauses_grow_to_a_quarter_of_a_minute_and_differ():
+    pauses = [next(following) for following in [follow_module._pauses(1.0)] for _ in range(10)]
+    assert 0.75 <= pauses[0] <= 1.25
+    assert 11.25 <= pauses[-1] <= 18.75
+    assert len(set(pauses)) == 10
+
+
 @pytest.mark.parametrize(
     ("pieces", "expected"),
     [

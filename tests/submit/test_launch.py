@@ -1,6 +1,9 @@
 """From a followed job to an exit code, a datum on stdout and words on stderr."""
 
 import json
+import os
+import signal
+import threading
 
 import pytest
 
@@ -8,7 +11,7 @@ from rayferry.job.spec import parse
 from rayferry.submit import launch
 from rayferry.submit.client import ClusterError, JobInfo, UnreachableError
 from rayferry.submit.config import Address
-from rayferry.submit.follow import LostContactError, follow
+from rayferry.submit.follow import LostContactError, WaitedError, follow
 from rayferry.submit.preflight import PreflightError
 from rayferry.submit.request import build_request
 
@@ -29,7 +32,7 @@ def finish(fake_cluster, out, capsys):
         end = {"exit_code": exit_code, "metadata": metadata, "message": message}
         cluster = fake_cluster(["PENDING", "RUNNING", status], [[log]], log=log, **end)
         cluster.url = url or cluster.url
-        code = launch.wait(cluster, "job-1", **options)
+        code = launch.wait(cluster, "job-1", launch.Watch(**options))
         return code, *capsys.readouterr()
 
     return run
@@ -156,8 +159,8 @@ def test_a_failed_job_whose_log_cannot_be_had_is_explained_by_ray(fake_cluster, 
 
 
 def test_lost_contact_is_raised_with_its_exit_code(fake_cluster, monkeypatch):
-    def at_once(*arguments):
-        return follow(*arguments, lost_after_s=0.02)
+    def at_once(*arguments, **options):
+        return follow(*arguments, **options, lost_after_s=0.02)
 
     monkeypatch.setattr(launch, "follow", at_once)
     with pytest.raises(LostContactError) as caught:
@@ -173,6 +176,67 @@ def test_ctrl_c_detaches_and_says_how_to_go_on(fake_cluster, capsys, before):
     assert (code, datum) == (130, "")
     assert "rayferry logs -f job-1" in words
     assert "rayferry stop job-1" in words
+
+
+@pytest.mark.usefixtures("interrupts")
+def test_sigterm_detaches_as_ctrl_c_does(fake_cluster, capsys):
+    cluster = fake_cluster(["RUNNING", "RUNNING", "RUNNING", "SUCCEEDED"], may_end=threading.Event())
+    cluster.on_ask = lambda: cluster.answers and len(cluster.answers) == 2 and os.kill(os.getpid(), signal.SIGTERM)
+    before = signal.getsignal(signal.SIGTERM)
+    assert launch.wait(cluster, "job-1") == 130
+    assert "rayferry logs -f job-1" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.usefixtures("interrupts")
+def test_ctrl_c_twice_at_a_terminal_stops_the_job(fake_cluster, monkeypatch, capsys):
+    def again(_seconds):
+        raise KeyboardInterrupt
+
+    stopped = []
+    cluster = fake_cluster(["RUNNING", KeyboardInterrupt(), "RUNNING", "STOPPED"])
+    cluster.stop = stopped.append
+    monkeypatch.setattr(launch.sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(launch.time, "sleep", again)
+    assert launch.wait(cluster, "job-1") == 4
+    assert (stopped, "stopping job-1" in capsys.readouterr().err) == (["job-1"], True)
+
+
+@pytest.mark.usefixtures("interrupts")
+def test_ctrl_c_twice_without_a_terminal_stops_nothing(fake_cluster, monkeypatch):
+    monkeypatch.setattr(launch.sys.stdin, "isatty", lambda: False, raising=False)
+    assert launch.wait(fake_cluster(["RUNNING", KeyboardInterrupt()]), "job-1") == 130
+
+
+def test_a_job_that_is_not_over_in_time_is_left_with_exit_code_6(fake_cluster):
+    with pytest.raises(WaitedError, match=r"not over after 0.05 s; go on with: rayferry logs -f job-1") as caught:
+        launch.wait(fake_cluster(["RUNNING"]), "job-1", launch.Watch(timeout_s=0.05))
+    assert caught.value.exit_code == 6
+
+
+def test_why_a_job_waits_is_said_each_time_that_ray_says_something_else(fake_cluster, capsys):
+    waiting = [JobInfo("job-1", "PENDING", message) for message in ("for GPUs", "for GPUs", "for its environment")]
+    launch.wait(fake_cluster([*waiting, "STOPPED"]), "job-1")
+    told = [line for line in capsys.readouterr().err.splitlines() if "PENDING" in line]
+    assert told == ["job-1: PENDING (for GPUs)", "job-1: PENDING (for its environment)"]
+
+
+def test_stop_asks_again_when_the_cluster_does_not_answer(fake_cluster):
+    cluster = fake_cluster(["RUNNING", UnreachableError("down"), UnreachableError("down"), "STOPPED"])
+    cluster.stop = lambda _name: None
+    assert launch.stop(cluster, "job-1").status == "STOPPED"
+
+
+def test_stop_asks_the_job_to_end_once_its_request_came_through(fake_cluster):
+    answers = [UnreachableError("down"), None, AssertionError("asked twice")]
+
+    def stop(_name):
+        if error := answers.pop(0):
+            raise error
+
+    cluster = fake_cluster(["RUNNING", "RUNNING", "STOPPED"])
+    cluster.stop = stop
+    assert launch.stop(cluster, "job-1").status == "STOPPED"
 
 
 @pytest.fixture

@@ -1,0 +1,96 @@
+"""A proxy that goes wrong by a seed: what lies between a laptop and a dashboard on a bad day."""
+
+import random
+import socket
+import struct
+import threading
+import time
+from contextlib import suppress
+
+ANSWERS = [b"HTTP/1.1 %d Oops\r\nContent-Length: 4\r\nConnection: close\r\n\r\noops" % code for code in (500, 502)]
+FAULTS = ("refuse", "answer", "cut request", "cut response", "reset response", "half-close", "stall", "slow")
+
+
+class FaultProxy:
+    """Passes TCP connections on to a dashboard; each of the first few goes wrong with some chance.
+
+    Attributes:
+        url: where it listens.
+        done: what went wrong, in order.
+    """
+
+    def __init__(self, target, seed, *, num_faults=6, chance=0.5, stall_s=6.0):
+        self._target = target
+        self._random = random.Random(seed)
+        self._left, self._chance, self._stall_s = num_faults, chance, stall_s
+        self._lock = threading.Lock()
+        self.done = []
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._server.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self):
+        """Takes no more connections."""
+        self._server.close()
+
+    def _accept(self):
+        while True:
+            try:
+                client, _ = self._server.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _plan(self):
+        """What goes wrong with a connection, and after how many bytes."""
+        with self._lock:
+            if not self._left or self._random.random() > self._chance:
+                return None, 0
+            self._left -= 1
+            self.done.append(self._random.choice(FAULTS))
+            return self.done[-1], int(10 ** self._random.uniform(0, 4.5))
+
+    def _serve(self, client):
+        fault, after = self._plan()
+        with client, suppress(OSError):
+            if fault == "refuse":
+                return
+            if fault == "answer":
+                client.recv(1 << 16)
+                client.sendall(random.choice(ANSWERS))
+                return
+            with socket.create_connection(self._target) as head:
+                up = threading.Thread(target=self._pass, args=(client, head, fault, after, True), daemon=True)
+                up.start()
+                self._pass(head, client, fault, after, False)
+                with suppress(OSError):
+                    client.shutdown(socket.SHUT_WR)
+                up.join(1 if fault else None)
+
+    def _pass(self, source, target, fault, left, is_request):
+        """Hands bytes on until the plan says otherwise."""
+        mine = fault is not None and (fault == "cut request") == is_request
+        with suppress(OSError):
+            while chunk := source.recv(1 << 16):
+                if not mine or left > len(chunk):
+                    target.sendall(chunk)
+                    left -= len(chunk)
+                    continue
+                target.sendall(chunk[:left])
+                if fault == "slow":
+                    for at in range(left, min(len(chunk), left + 300)):
+                        target.sendall(chunk[at : at + 1])
+                        time.sleep(0.002)
+                    target.sendall(chunk[left + 300 :])
+                    mine = False
+                    continue
+                if fault == "stall":
+                    time.sleep(self._stall_s)
+                elif fault == "half-close":
+                    target.shutdown(socket.SHUT_WR)
+                    time.sleep(self._stall_s)
+                elif fault == "reset response":
+                    target.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                for one in (source, target):
+                    one.close()
+                return
