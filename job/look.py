@@ -77,11 +77,26 @@ def look(spec: JobSpec) -> Input:
         JobError: nothing is there, or the store does not answer.
     """
     files = storage.list_files(spec.input.uris, anonymous=spec.input.anonymous)
+    filesystem, _ = storage.filesystem(spec.input.uris[0], anonymous=spec.input.anonymous)
+    return look_into(spec, filesystem, files)
+
+
+def look_into(spec: JobSpec, filesystem: Any, files: list[File], max_rows: int = _SAMPLED_ROWS) -> Input:
+    """What `look` tells, of these files.
+
+    Args:
+        spec: the job.
+        filesystem: opens them, by `open_input_file`.
+        files: the files, at least one.
+        max_rows: of each file to look at.
+
+    Raises:
+        JobError: the store does not answer.
+    """
     step = max(1, -(-len(files) // _MAX_SAMPLED_FILES))
     sampled = files[::step]
-    filesystem, _ = storage.filesystem(spec.input.uris[0], anonymous=spec.input.anonymous)
     with ThreadPoolExecutor(min(16, len(sampled))) as pool:
-        looks = list(pool.map(lambda file: _look_at(filesystem, file, spec.input), sampled))
+        looks = list(pool.map(lambda file: _look_at(filesystem, file, spec.input, max_rows), sampled))
     kinds = [one.kind for one in looks]
     formats = {kind.format: (file.path, kind.reason) for file, kind in zip(sampled, kinds, strict=True)}
     openai = "openai" in formats
@@ -124,13 +139,14 @@ class _Sample:
     row_bytes: float = 0.0
 
 
-def _look_at(filesystem: Any, file: File, spec: InputSpec) -> _Sample:
+def _look_at(filesystem: Any, file: File, spec: InputSpec, max_rows: int) -> _Sample:
     try:
         with filesystem.open_input_file(file.path) as f:
             kind, stream = open_as(f, file.path, spec)
             if kind.format == "parquet":
                 return _parquet_sample(kind, stream)
-            records = _first_records(read_chunks(stream, kind.format, as_bytes=spec.image_column is not None))
+            chunks = read_chunks(stream, kind.format, as_bytes=spec.image_column is not None)
+            records = _first_records(chunks, max_rows)
             if kind.format == "binary":
                 return _Sample(kind, records, 1, file.num_bytes)
             some = records[:_MEASURED_ROWS]
@@ -156,13 +172,13 @@ def _parquet_sample(kind: Kind, stream: Any) -> _Sample:
     return _Sample(kind, columns_, max(0, metadata.num_rows), max(0, num_bytes) / max(1, metadata.num_rows))
 
 
-def _first_records(chunks: Iterator[Chunk]) -> list[Record]:
+def _first_records(chunks: Iterator[Chunk], max_rows: int) -> list[Record]:
     records: list[Record] = []
     for chunk in chunks:
         records += [own(record) for record in chunk.records if not isinstance(record, BadRecordError)]
-        if len(records) >= _SAMPLED_ROWS:
+        if len(records) >= max_rows:
             break
-    return records[:_SAMPLED_ROWS]
+    return records[:max_rows]
 
 
 def own(record: Record) -> Record:

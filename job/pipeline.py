@@ -144,9 +144,9 @@ def _repeated_ids(spec: JobSpec, found: "Input") -> "Repeated | None":
     """The ids that come more than once, where rows name themselves."""
     if not found.openai and spec.input.id_column is None:
         return None
-    from rayferry.job import ids, source
+    from rayferry.job import ids, row_maker
 
-    repeated = ids.find_repeated(found.filesystem, found.files, source.RowMaker(spec, found).names)
+    repeated = ids.find_repeated(found.filesystem, found.files, row_maker.RowMaker(spec, found).names)
     if repeated:
         say(f"ids used more than once: {len(repeated):,}; the first row of each keeps it, others fail")
     return repeated

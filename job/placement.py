@@ -96,14 +96,11 @@ def plan(spec: JobSpec, nodes: Sequence[Node], *, autoscaling: bool) -> Placemen
 
 def _check_gpus(spec: JobSpec, fit: Sequence[Node], nodes: Sequence[Node]) -> None:
     size, kind = spec.engine.world_size, spec.resources.accelerator_type
-    what = f"tensor_parallel_size={spec.engine.tensor_parallel_size}"
-    if spec.engine.pipeline_parallel_size > 1:
-        what += f" x pipeline_parallel_size={spec.engine.pipeline_parallel_size}"
     gpus = f"{kind} GPUs" if kind else "GPUs"
     largest = max((node.num_gpus for node in fit), default=0)
     if largest < size:
         have = sorted({name for node in nodes for name in node.accelerator_types})
-        msg = f"{what} needs {size} {gpus} on one node, and no node has more than {largest:g}"
+        msg = f"{_parallel(spec)} needs {size} {gpus} on one node, and no node has more than {largest:g}"
         msg += f" (the cluster has: {', '.join(have)})" if kind and have else ""
         raise JobError(msg + "; lower it, or use a cluster with larger nodes")
     places = sum(int(node.num_gpus // size) for node in fit)
@@ -127,10 +124,19 @@ def _check_gpus(spec: JobSpec, fit: Sequence[Node], nodes: Sequence[Node]) -> No
         raise JobError(msg)
 
 
+def _parallel(spec: JobSpec) -> str:
+    """The job file's words for what makes a replica's number of GPUs."""
+    what = f"tensor_parallel_size={spec.engine.tensor_parallel_size}"
+    if spec.engine.pipeline_parallel_size > 1:
+        what += f" x pipeline_parallel_size={spec.engine.pipeline_parallel_size}"
+    return what
+
+
 def _on_cpus(spec: JobSpec, nodes: Sequence[Node]) -> Placement:
     if spec.engine.world_size > 1:
+        why = "no node has any" if not any(node.num_gpus for node in nodes) else "resources.device says cpu"
         msg = (
-            f"tensor_parallel_size={spec.engine.tensor_parallel_size} needs GPUs, and no node has any; "
+            f"{_parallel(spec)} needs GPUs, and {why}; "
             "set it to 1, or use a cluster with GPUs (resources.device: gpu if it starts them on demand)"
         )
         raise JobError(msg)

@@ -15,9 +15,10 @@ from rayferry.job.errors import JobError
 _REQUEST_TIMEOUT_S = 60
 _CONNECT_TIMEOUT_S = 10
 _MAX_ATTEMPTS = 8
+_HASTY = {"connect_timeout": 3, "request_timeout": 6, "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=2)}
 
 
-def filesystem(uri: str, *, anonymous: bool = False) -> tuple[pafs.FileSystem, str]:
+def filesystem(uri: str, *, anonymous: bool = False, hasty: bool = False) -> tuple[pafs.FileSystem, str]:
     """Opens the store that `uri` lies in.
 
     Credentials come from the environment, the profile or the instance, as the AWS SDK finds them; they are
@@ -28,6 +29,7 @@ def filesystem(uri: str, *, anonymous: bool = False) -> tuple[pafs.FileSystem, s
     Args:
         uri: `s3://bucket/key`, `s3://anonymous@bucket/key`, `file:///path` or `/path`.
         anonymous: sign no request, as the `anonymous@` form does.
+        hasty: give up within seconds, as a person waits.
 
     Returns:
         The filesystem and the path in it.
@@ -45,6 +47,7 @@ def filesystem(uri: str, *, anonymous: bool = False) -> tuple[pafs.FileSystem, s
         "connect_timeout": _CONNECT_TIMEOUT_S,
         "request_timeout": _REQUEST_TIMEOUT_S,
         "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=_MAX_ATTEMPTS),
+        **(_HASTY if hasty else {}),
     }
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if endpoint:

@@ -10,7 +10,15 @@ import click
 from rayferry.job import VERSION
 from rayferry.job.errors import RayferryError, SpecError
 from rayferry.submit import cli_doctor, cli_jobs, cli_local
-from rayferry.submit.cli_shared import Flags, address_of, address_option, json_option, seconds_of, timeout_option
+from rayferry.submit.cli_shared import (
+    Flags,
+    address_of,
+    address_option,
+    json_option,
+    seconds_of,
+    skip_option,
+    timeout_option,
+)
 
 set_option = click.option("--set", "sets", multiple=True, metavar="PATH=VALUE", help="Change a value of the job file.")
 
@@ -51,6 +59,7 @@ def main() -> None:
 @click.option("--no-wait", is_flag=True, help="Return once the job is submitted; print its id.")
 @click.option("--raw", is_flag=True, help="Show all of the job's log, Ray's and vLLM's lines too.")
 @timeout_option
+@skip_option
 @json_option
 def submit(
     job: Path,
@@ -61,6 +70,7 @@ def submit(
     no_wait: bool,
     raw: bool,
     timeout: str | None,
+    skip: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Submit the job file JOB, follow it to its end, print its output URI."""
@@ -83,7 +93,7 @@ def submit(
     from rayferry.submit import launch
 
     submission_id = submission_id or request.new_submission_id(spec.name)
-    cluster, sent = launch.submit(spec, place, submission_id)
+    cluster, sent = launch.submit(spec, place, submission_id, skip)
     if no_wait:
         report.note(f"follow it: rayferry logs -f {submission_id}")
         if as_json:
@@ -103,8 +113,9 @@ def _nowhere() -> str:
 @click.argument("job", type=click.Path(path_type=Path))
 @set_option
 @address_option
+@skip_option
 @json_option
-def check(job: Path, sets: tuple[str, ...], address: Flags, as_json: bool) -> None:
+def check(job: Path, sets: tuple[str, ...], address: Flags, skip: tuple[str, ...], as_json: bool) -> None:
     """Check what the job file JOB needs, and start nothing."""
     from dataclasses import asdict
 
@@ -119,7 +130,7 @@ def check(job: Path, sets: tuple[str, ...], address: Flags, as_json: bool) -> No
     from rayferry.submit.preflight import preflight
 
     report.left_out(request.build_request(spec, place.url, f"{spec.name}-check").package)
-    probes = preflight(spec, place, lambda: Cluster(place))
+    probes = preflight(spec, place, lambda: Cluster(place), skip)
     if as_json:
         report.json_datum([asdict(probe) for probe in probes])
     else:

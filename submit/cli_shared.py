@@ -102,6 +102,10 @@ _ADDRESS_OPTIONS = (
     ),
     click.option("--cookies", type=_Secrets(_COOKIE_VALUE), help="Cookies to send, a JSON object."),
 )
+CHECKS = ("cluster", "capacity", "input", "rows", "output", "model", "package")
+skip_option = click.option(
+    "--skip", multiple=True, type=click.Choice(CHECKS), metavar="CHECK", help="Leave a check out; may be given again."
+)
 timeout_option = click.option(
     "--timeout", metavar="TIME", help="Follow no longer than this, such as 90s or 2h; the job goes on (exit code 6)."
 )

@@ -3,7 +3,7 @@
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
@@ -29,8 +29,16 @@ _WORDS = {
 }
 
 
-def submit(spec: JobSpec, address: Address, submission_id: str) -> tuple[Cluster, SubmitRequest]:
+def submit(
+    spec: JobSpec, address: Address, submission_id: str, skip: Collection[str] = ()
+) -> tuple[Cluster, SubmitRequest]:
     """Checks and starts the job.
+
+    Args:
+        spec: the job.
+        address: the cluster's.
+        submission_id: the job's id.
+        skip: names of checks to leave out.
 
     Raises:
         RayferryError: a check failed, or the cluster refused; nothing runs.
@@ -43,22 +51,23 @@ def submit(spec: JobSpec, address: Address, submission_id: str) -> tuple[Cluster
         clusters.append(Cluster(address))
         return clusters[0]
 
-    probes = preflight(spec, address, connect)
+    probes = preflight(spec, address, connect, skip)
     for probe in probes:
         if probe.outcome == "unknown":
             report.note(f"not checked: {probe.text}")
     require(probes)
-    _check_alone(clusters[0], spec, submission_id)
+    cluster = clusters[0] if clusters else connect()
+    _check_alone(cluster, spec, submission_id)
     request = build_request(spec, address.url, submission_id)
     report.left_out(request.package)
     try:
         with catching_sigterm():
-            clusters[0].submit(request)
+            cluster.submit(request)
     except KeyboardInterrupt:
         report.note(f"\ninterrupted while submitting: see whether it was started: rayferry status {submission_id}")
         sys.exit(EXIT_DETACHED)
     report.note(f"submitted {submission_id} to {address.url}")
-    return clusters[0], request
+    return cluster, request
 
 
 def _check_alone(cluster: Cluster, spec: JobSpec, submission_id: str) -> None:

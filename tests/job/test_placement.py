@@ -114,7 +114,8 @@ def test_a_cluster_that_can_grow_is_refused_nothing(place):
         ([gpus(2, num_cpus=2)], {"engine": {"tensor_parallel_size": 2}}, "3 CPUs are needed"),
         ([CPU_NODE], {"engine": {"tensor_parallel_size": 2}}, "needs GPUs, and no node has any"),
         ([CPU_NODE], {"resources": {"device": "gpu"}}, "no node has more than 0"),
-        ([gpus(4)], {"resources": {"device": "cpu"}, "engine": {"pipeline_parallel_size": 2}}, "needs GPUs"),
+        ([CPU_NODE], {"engine": {"pipeline_parallel_size": 2}}, "x pipeline_parallel_size=2 needs GPUs"),
+        ([gpus(4)], {"resources": {"device": "cpu"}, "engine": {"pipeline_parallel_size": 2}}, "device says cpu"),
         # each bundle needs a CPU beside its GPU, on one and the same node
         ([gpus(4, num_cpus=2), Node(16)], {"engine": {"tensor_parallel_size": 4}}, "CPU"),
     ],

@@ -13,6 +13,7 @@ from rayferry.job import source, storage
 from rayferry.job.columns import Columns
 from rayferry.job.ids import find_repeated
 from rayferry.job.look import Input, look
+from rayferry.job.row_maker import RowMaker
 from rayferry.job.rows import with_copy
 
 
@@ -182,7 +183,7 @@ def test_the_first_row_of_an_id_keeps_it_and_the_others_fail(tmp_path, cluster, 
     (tmp_path / "b.jsonl").write_bytes(lines)
     spec = make_spec(input={"uri": str(tmp_path), "id_column": "key"})
     found = look(spec)
-    repeated = find_repeated(found.filesystem, found.files, source.RowMaker(spec, found).names)
+    repeated = find_repeated(found.filesystem, found.files, RowMaker(spec, found).names)
     reader = source.PromptDatasource(spec, found, None, repeated)
     rows = [row for task in reader.get_read_tasks(1) for block in task() for row in block.to_pylist()]
     assert [(row["id"], row["error_type"]) for row in rows][1:] == [

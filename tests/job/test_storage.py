@@ -312,3 +312,13 @@ def test_wrong_credentials_are_told_when_looking_up(bucket_uri, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(JobError, match=r"cannot be looked up: .*check the bucket's name, the credentials"):
         storage.children(bucket_uri)
+
+
+@pytest.mark.parametrize(("hasty", "most_s"), [(True, 20), (False, 600)])
+def test_a_hasty_filesystem_gives_up_sooner(monkeypatch, hasty, most_s):
+    given = {}
+    monkeypatch.setattr(storage.pafs, "S3FileSystem", lambda **options: given.update(options))
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    storage.filesystem("s3://bucket/a", hasty=hasty)
+    tries = given["retry_strategy"].max_attempts
+    assert tries * (given["connect_timeout"] + given["request_timeout"]) <= most_s

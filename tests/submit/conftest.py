@@ -15,10 +15,13 @@ import pytest
 import yaml
 
 from rayferry.job.layout import Layout
+from rayferry.job.placement import Node
 from rayferry.job.spec import parse
 from rayferry.submit import follow as follow_module
 from rayferry.submit import launch
 from rayferry.submit.client import JobInfo
+from rayferry.submit.config import Address
+from rayferry.submit.preflight import preflight
 
 GUARD_S = 10.0
 
@@ -391,3 +394,40 @@ def serve_ray():
 @pytest.fixture
 def ray_api(serve_ray):
     return serve_ray()
+
+
+class Asked:
+    """A cluster that only tells what it is."""
+
+    url = "http://head:8265"
+
+    def __init__(self, *nodes, version="2.60.0", autoscaling=False, here=True):
+        self._nodes, self._version, self._autoscaling = nodes or [Node(8)], version, autoscaling
+        self._here = here
+
+    def version(self):
+        return {"ray_version": self._version, "session_name": "session_1"}
+
+    def nodes(self):
+        return list(self._nodes), self._autoscaling
+
+    def is_here(self):
+        return self._here
+
+
+@pytest.fixture
+def asked():
+    """The class."""
+    return Asked
+
+
+@pytest.fixture
+def probe(job_data):
+    """Runs all checks on a changed job and gives one probe."""
+
+    def run(name, *, cluster=None, address=None, **changes):
+        spec = parse(job_data | changes, "job.yaml")
+        probes = preflight(spec, address or Address("http://127.0.0.1:8265", "test"), lambda: cluster or Asked())
+        return next(probe for probe in probes if probe.name == name)
+
+    return run

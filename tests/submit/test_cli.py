@@ -15,6 +15,7 @@ from click.testing import CliRunner
 
 from rayferry.job import VERSION
 from rayferry.submit.cli import main
+from rayferry.submit.cli_shared import CHECKS
 from rayferry.submit.local.ports import free_ports
 
 COMMAND = str(Path(sysconfig.get_path("scripts")) / "rayferry")
@@ -291,13 +292,44 @@ def test_check_passes_with_exit_code_0_and_starts_nothing(rayferry, job_file, ra
 def test_check_fails_with_exit_code_1(rayferry, job_file, ray_api):
     result = rayferry("check", job_file, "--address", ray_api.url, "--set", "resources.device=gpu", "--json")
     outcomes = {probe["name"]: probe["outcome"] for probe in json.loads(result.stdout)}
-    assert (result.exit_code, outcomes["cluster"]) == (1, "failed")
+    assert (result.exit_code, outcomes["cluster"], outcomes["capacity"]) == (1, "ok", "failed")
 
 
 def test_check_where_nothing_listens_still_tells_the_rest(rayferry, job_file):
     url = f"http://127.0.0.1:{free_ports(1)[0]}"
     result = rayferry("check", job_file, "--address", url, "--json")
-    assert [probe["outcome"] for probe in json.loads(result.stdout)] == ["failed", "ok", "ok", "unknown"]
+    outcomes = [probe["outcome"] for probe in json.loads(result.stdout)]
+    assert outcomes == ["failed", "unknown", "ok", "ok", "ok", "unknown", "ok"]
+
+
+def test_check_lists_what_it_leaves_out(rayferry, job_file, ray_api):
+    result = rayferry("check", job_file, "--address", ray_api.url, "--skip", "rows", "--skip", "model", "--json")
+    skipped = [probe["name"] for probe in json.loads(result.stdout) if probe["outcome"] == "skipped"]
+    assert (result.exit_code, skipped) == (0, ["rows", "model"])
+
+
+@pytest.mark.parametrize("command", ["submit", "check"])
+def test_to_leave_out_a_check_that_does_not_exist_is_exit_code_2_and_names_those_that_do(rayferry, job_file, command):
+    result = rayferry(command, job_file, "--skip", "rose")
+    assert (result.exit_code, [name for name in CHECKS if f"'{name}'" in result.stderr]) == (2, list(CHECKS))
+
+
+def test_submit_goes_on_where_the_check_that_would_fail_is_left_out(rayferry, job_file, ray_api):
+    options = ["--address", ray_api.url, "--set", "input.column=nothing", "--no-wait"]
+    assert rayferry("submit", job_file, *options).exit_code == 1
+    assert rayferry("submit", job_file, *options, "--skip", "rows").exit_code == 0
+    assert len(ray_api.jobs) == 1
+
+
+def test_submit_says_nothing_of_a_check_that_is_left_out(rayferry, job_file, ray_api):
+    result = rayferry("submit", job_file, "--address", ray_api.url, "--no-wait", "--skip", "model")
+    assert "not checked" not in result.stderr
+
+
+def test_submit_without_any_check_still_submits(rayferry, job_file, ray_api):
+    skips = [word for name in CHECKS for word in ("--skip", name)]
+    result = rayferry("submit", job_file, "--address", ray_api.url, "--no-wait", *skips)
+    assert (result.exit_code, len(ray_api.jobs)) == (0, 1)
 
 
 def test_status_prints_the_status_alone(rayferry, sent):

@@ -281,7 +281,7 @@ def test_nothing_is_sent_where_a_check_fails(job_data, place, ray_api):
 
 def test_what_could_not_be_seen_from_here_is_said_of_a_hub_id(spec, place, capsys):
     launch.submit(spec, place, "job-1")
-    assert "not checked: org/model: a hub id; the replicas will fetch it" in capsys.readouterr().err
+    assert "not checked: org/model: a hub id; the replicas load it" in capsys.readouterr().err
 
 
 def test_a_conflict_of_addresses_is_said(spec, ray_api, capsys):
