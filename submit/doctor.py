@@ -172,7 +172,7 @@ def _cluster(address: Address | None) -> Seen:
     if address is None:
         return
     from rayferry.submit.client import Cluster
-    from rayferry.submit.preflight import check_versions
+    from rayferry.submit.probes import check_versions
 
     cluster = Cluster(address)
     version = cluster.version()
