@@ -132,7 +132,7 @@ def _ask_aws(service: str, name: str, ask: Callable[[Any], Mapping[str, Any]]) -
         raise _UnreadableError("boto3 is not installed on the nodes; use an image that holds it") from None
     config = Config(connect_timeout=5, read_timeout=20, retries={"mode": "standard", "max_attempts": 6})
     try:
-        client = boto3.client(service, region_name=_region(name), config=config)
+        client: Any = boto3.client(service, region_name=_region(name), config=config)  # type: ignore[call-overload]
         return ask(client)
     except NoRegionError:
         raise _UnreadableError("no AWS region is known; set AWS_REGION on the nodes") from None

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
-from requests.certs import where
-from requests.utils import get_environ_proxies, select_proxy
+from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_environ_proxies, select_proxy
 
 from rayferry.submit.config import is_loopback, without_password
 
@@ -125,7 +124,7 @@ def certificates(verify: bool | str, environ: Mapping[str, str]) -> tuple[bool |
 def usual_context() -> ssl.SSLContext:
     """Trusts what requests does, and what the system does."""
     context = ssl.create_default_context()
-    context.load_verify_locations(where())
+    context.load_verify_locations(DEFAULT_CA_BUNDLE_PATH)
     return context
 
 

@@ -24,7 +24,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class _Verify(click.ParamType):
+class _Verify(click.ParamType):  # type: ignore[type-arg]  # older clicks take none
     """`true`, `false`, or the path of certificates, as Ray spells it."""
 
     name = "BOOL|PATH"
@@ -44,7 +44,7 @@ class _Verify(click.ParamType):
         return str(path)
 
 
-class _Secrets(click.ParamType):
+class _Secrets(click.ParamType):  # type: ignore[type-arg]
     """A JSON object of strings. What is wrong with it is told without showing it."""
 
     name = "JSON"

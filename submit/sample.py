@@ -38,11 +38,11 @@ def ask_rows(spec: JobSpec, listed: Callable[[], Listing]) -> str:
         return f"{listing.name}: {_of(rows)} good"
     first = bad[0]
     where = f"{first['source_uri']}, row {first['position']}"
-    error = f"{where}: {first['error_type']}: {first['error'][:_SHOWN_CHARS]}"
+    told = f"{where}: {first['error_type']}: {first['error'][:_SHOWN_CHARS]}"
     if len(bad) < len(rows) or spec.on_error.max_error_rate == 1:
-        return f"{listing.name}: {len(rows) - len(bad)} of {_of(rows)} good; the first that is not: {error}"
+        return f"{listing.name}: {len(rows) - len(bad)} of {_of(rows)} good; the first that is not: {told}"
     hint = "check input.format, input.column and input.template, or go on without this check: --skip rows"
-    msg = f"{listing.name}: none of {_of(rows)} good; {error}; {hint}"
+    msg = f"{listing.name}: none of {_of(rows)} good; {told}; {hint}"
     raise PreflightError(msg)
 
 

@@ -25,20 +25,37 @@ class FaultProxy:
         self._left, self._chance, self._stall_s = num_faults, chance, stall_s
         self._lock = threading.Lock()
         self.done = []
-        self._server = socket.create_server(("127.0.0.1", 0))
+        self._open = []
+        self._listen(0)
         self.url = f"http://127.0.0.1:{self._server.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self):
         """Takes no more connections."""
         self._server.close()
 
+    def away(self, seconds):
+        """Cuts all connections and takes none for a while, as a dashboard does that is started again."""
+        port = self._server.getsockname()[1]
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        for one in self._open:
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+        time.sleep(seconds)
+        self._listen(port)
+
+    def _listen(self, port):
+        self._server = socket.create_server(("127.0.0.1", port))
+        threading.Thread(target=self._accept, daemon=True).start()
+
     def _accept(self):
+        server = self._server
         while True:
             try:
-                client, _ = self._server.accept()
+                client, _ = server.accept()
             except OSError:
                 return
+            self._open.append(client)
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _plan(self):

@@ -1,5 +1,6 @@
 """Jobs of a real cluster behind a proxy that fails: each ends with its true end, its log whole and once."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from urllib.parse import urlsplit
@@ -39,10 +40,10 @@ def patient(monkeypatch):
     monkeypatch.setattr(follow_module, "_FIRST_POLL_S", 0.2)
 
 
-def one_run(stack, seed):
+def one_run(stack, seed, *, away_s=0.0, **options):
     """Sends and follows a job; gives what was seen, and the proxy's faults."""
     place = urlsplit(stack.address)
-    proxy = FaultProxy((place.hostname, place.port), seed)
+    proxy = FaultProxy((place.hostname, place.port), seed, **options)
     uris = {"input": {"uri": "s3://rayferry/none"}, "output": {"uri": f"s3://rayferry/none-{seed}"}}
     request = build_request(
         parse({"name": "faults", "model": "m"} | uris, "here"), proxy.url, new_submission_id(f"faults-{seed}")
@@ -51,6 +52,12 @@ def one_run(stack, seed):
     program = PROGRAM.format(lines=NUM_LINES, code=code)
     request = replace(request, entrypoint=f"python -c '{program}'")
     shown = []
+
+    def show(line):
+        shown.append(line)
+        if away_s and line.startswith("line 80 "):
+            threading.Thread(target=proxy.away, args=[away_s]).start()
+
     try:
         for _ in range(5):  # a command that fails before it sent anything is given again
             try:
@@ -59,7 +66,7 @@ def one_run(stack, seed):
             except ClusterError:
                 continue
         cluster.submit(request, sleep=lambda s: follow_module.time.sleep(min(s, 1)))
-        info = follow(cluster, request.submission_id, shown.append)
+        info = follow(cluster, request.submission_id, show)
         jobs = [job for job in Cluster(stack.address).jobs() if job.submission_id == request.submission_id]
         return (
             (info.status, exit_code(info)),
@@ -85,3 +92,9 @@ def test_every_job_behind_a_failing_proxy_ends_truly_with_its_log_once(stack, se
     }
     assert wrong == {}
     assert sum(len(faults) for _, _, _, faults in runs.values()) > len(seeds)
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_dashboard_that_is_away_for_a_while_costs_no_line(stack):
+    end, shown, num_jobs, _ = one_run(stack, 2, away_s=6.0, num_faults=0)
+    assert (end, shown, num_jobs) == (CODES[3], LINES, 1)

@@ -1,4 +1,4 @@
-"""The real command while the dashboard goes and comes back, and when the head is gone for good."""
+"""The real command when the head is gone for good."""
 
 import os
 import subprocess
@@ -7,7 +7,6 @@ import sysconfig
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from rayferry.submit.local import processes
@@ -66,20 +65,6 @@ def of_stack(environ, words):
     """The stack's processes whose command line has these words."""
     folder = Path(environ["RAYFERRY_STATE"]) / "local"
     return [one for one in processes.marked(folder) if words in " ".join(one.cmdline())]
-
-
-def test_a_dashboard_that_is_restarted_costs_no_line_and_no_end(own_stack, follow):
-    process, said = follow("restart", 40)
-    (dashboard,) = of_stack(own_stack, "dashboard/dashboard.py")
-    command, environ, cwd = dashboard.cmdline(), dashboard.environ(), dashboard.cwd()
-    dashboard.kill()
-    psutil.wait_procs([dashboard], timeout=10)
-    time.sleep(5)
-    subprocess.Popen(command, env=environ, cwd=cwd, stdin=subprocess.DEVNULL, start_new_session=True)
-    code = process.wait(300)
-    lines = said.read_text().splitlines()
-    assert [line for line in lines if line.startswith("line")] == [f"line {n}" for n in range(400)], lines[-10:]
-    assert code == 3
 
 
 def test_a_head_that_is_gone_for_good_is_exit_code_5_within_three_minutes(own_stack, follow):
