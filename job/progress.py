@@ -1,9 +1,10 @@
 """What is known of a run while it goes on: told by tasks and replicas, shown in the job's log and in S3."""
 
+import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -13,13 +14,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayferry.job import storage
 from rayferry.job.errors import root_line
-from rayferry.job.log import say
+from rayferry.job.log import counted, say
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
 _LOG_EVERY_S = 10.0
 _SAVE_EVERY_S = 30.0
+# Loading a model takes a minute often; after that, who waits wants to know for what.
+_WAITING_AFTER_S = 60.0
 # An estimate of the input's rows ends a run only on this much evidence, and with room for being wrong.
 _FEW_FAILURES = 100
 _ENOUGH_SEEN = 0.1
@@ -204,7 +207,8 @@ class Reporter:
         self._thread.join(timeout=_LOG_EVERY_S)
 
     def _run(self) -> None:
-        logged = saved = time.monotonic()
+        logged = saved = start = time.monotonic()
+        patience_s = _WAITING_AFTER_S
         last = Snapshot()
         ended = False
         while not ended:
@@ -219,6 +223,10 @@ class Reporter:
             if len(now.load_s) > len(last.load_s):
                 ready = len(now.load_s)
                 say(f"{ready} replica{'s' * (ready > 1)} ready (model loaded in {max(now.load_s):.0f} s)")
+            if not now.load_s and time.monotonic() - start >= patience_s:
+                with contextlib.suppress(ray.exceptions.RayError):
+                    say(waiting(patience_s, ray.available_resources(), ray.cluster_resources(), _pending_groups()))
+                patience_s *= 2
             if now.preview and not last.preview and self._preview_rows:
                 for row in now.preview[: self._preview_rows]:
                     prompt, *answer = row.values()
@@ -248,3 +256,27 @@ def describe(now: Snapshot, num_files: int, clock: Callable[[], float]) -> str:
     if now.ready_at and now.num_generated_tokens:
         line += f", {now.num_generated_tokens / max(1e-3, clock() - now.ready_at):,.0f} tokens/s"
     return line
+
+
+def waiting(seconds: float, free: Mapping[str, float], there: Mapping[str, float], num_pending: int) -> str:
+    """A line for people, while no replica is ready: what there is for one.
+
+    Args:
+        seconds: for how long.
+        free: amounts by resource, as `ray.available_resources` tells them.
+        there: the same of `ray.cluster_resources`.
+        num_pending: placement groups that have no place.
+    """
+    left = [f"{free.get(name, 0):g} of {there[name]:g} {name}s" for name in ("GPU", "CPU") if there.get(name)]
+    line = f"no replica is ready after {seconds:.0f} s; free on the cluster: {', '.join(left) or 'nothing'}"
+    if num_pending:
+        line += f"; waiting for {counted(num_pending, 'placement group')} (GPUs of one node each)"
+    elif there.get("GPU") and not free.get("GPU"):
+        line += "; if no model is loading (rayferry logs --raw), other jobs hold the GPUs (rayferry list --all)"
+    return line
+
+
+def _pending_groups() -> int:
+    from ray.util import placement_group_table  # noqa: PLC0415  # only here
+
+    return sum(group["state"] == "PENDING" for group in placement_group_table().values())

@@ -1,10 +1,11 @@
 import json
+import time
 
 import pytest
 import ray
 
 from rayferry.job import progress
-from rayferry.job.progress import Board, Reporter, Snapshot, describe
+from rayferry.job.progress import Board, Reporter, Snapshot, describe, waiting
 
 DATA = {"kind": "data", "num_rows": 10, "num_input_tokens": 30, "num_generated_tokens": 20}
 ERRORS = {"kind": "errors", "num_rows": 2, "num_input_tokens": 0, "num_generated_tokens": 0}
@@ -195,3 +196,30 @@ def test_counts_that_cannot_be_saved_do_not_end_the_run(near_board, tmp_path, ca
     (tmp_path / "file").touch()
     Reporter(near_board, str(tmp_path / "file" / "progress.json"), 1, 0)._save(Snapshot())
     assert "could not be written" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("free", "there", "num_pending", "end"),
+    [
+        (
+            {"GPU": 1.0, "CPU": 3.0},
+            {"GPU": 4.0, "CPU": 8.0},
+            2,
+            "1 of 4 GPUs, 3 of 8 CPUs; waiting for 2 placement groups",
+        ),
+        ({"CPU": 3.0}, {"GPU": 4.0, "CPU": 8.0}, 0, "0 of 4 GPUs, 3 of 8 CPUs; if no model is loading"),
+        ({"CPU": 1.0}, {"CPU": 2.0}, 0, "free on the cluster: 1 of 2 CPUs"),
+        ({}, {}, 0, "free on the cluster: nothing"),
+    ],
+)
+def test_a_run_without_replicas_says_what_is_free(free, there, num_pending, end):
+    line = waiting(60, free, there, num_pending)
+    assert line.startswith("no replica is ready after 60 s; free on the cluster: ")
+    assert end in line
+
+
+def test_a_run_without_replicas_says_so_in_its_log(cluster, near_board, reporter, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "_WAITING_AFTER_S", 0.0)
+    with reporter():
+        time.sleep(1.5)
+    assert "no replica is ready after 0 s" in capsys.readouterr().out
