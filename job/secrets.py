@@ -150,7 +150,7 @@ def _ask_aws(service: str, name: str, ask: Callable[[Any], Mapping[str, Any]]) -
 
 def _region(name: str) -> str | None:
     if name.startswith("arn:"):
-        return name.split(":")[3]
+        return (name.split(":") + [""] * 4)[3] or None
     given = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if given:
         return given

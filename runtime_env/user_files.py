@@ -52,10 +52,12 @@ class UserFiles:
     Attributes:
         contents: name in the package, with `/`, to content.
         left_out: (name in the package, reason) of what stays; a folder's name ends in `/`.
+        num_bytes: of all contents.
     """
 
     contents: dict[str, bytes] = field(default_factory=dict)
     left_out: list[tuple[str, str]] = field(default_factory=list)
+    num_bytes: int = 0
 
 
 def gather(spec: RuntimeEnvSpec) -> UserFiles:
@@ -161,7 +163,7 @@ def _walk(path: Path, name: str, root: Path, found: UserFiles) -> Iterator[tuple
     for entry in entries:
         inner = f"{name}/{entry.name}"
         reason = _reason_by_name(entry.name, is_folder=entry.is_dir()) or _reason_by_link(entry, root)
-        if (entry / "pyvenv.cfg").is_file():
+        if reason is None and _is_venv(entry):
             reason = _USELESS_FOLDERS[".venv"]
         if reason:
             found.left_out.append((_printable(inner) + "/" * entry.is_dir(), reason))
@@ -169,6 +171,13 @@ def _walk(path: Path, name: str, root: Path, found: UserFiles) -> Iterator[tuple
             found.left_out.append((_printable(inner), "its name is not UTF-8 text"))
         else:
             yield from _walk(entry, inner, root, found)
+
+
+def _is_venv(folder: Path) -> bool:
+    try:
+        return folder.is_dir() and (folder / "pyvenv.cfg").is_file()
+    except OSError as error:
+        raise SpecError(f"{folder}: cannot be read: {error.strerror}") from error
 
 
 def _reason_by_name(name: str, *, is_folder: bool) -> str | None:
@@ -203,7 +212,7 @@ def _reason_by_link(path: Path, root: Path) -> str | None:
 def _take(name: str, path: Path, place: str, found: UserFiles) -> None:
     try:
         num_bytes = path.stat().st_size
-        if num_bytes + sum(map(len, found.contents.values())) > _MAX_BYTES:
+        if num_bytes + found.num_bytes > _MAX_BYTES:
             raise SpecError(f"{place}: more than {_MAX_BYTES >> 20} MiB; put large files into S3 or onto the nodes")
         content = path.read_bytes()
     except OSError as error:
@@ -213,6 +222,7 @@ def _take(name: str, path: Path, place: str, found: UserFiles) -> None:
         found.left_out.append((name, reason))
     else:
         found.contents[name] = content
+        found.num_bytes += len(content)
 
 
 def _reason_by_content(name: str, content: bytes) -> str | None:

@@ -18,7 +18,7 @@ import aiohttp
 import requests
 import urllib3
 from ray.job_submission import JobSubmissionClient
-from requests.exceptions import ChunkedEncodingError, InvalidHeader
+from requests.exceptions import ChunkedEncodingError, InvalidHeader, InvalidURL
 
 from rayferry.job.errors import RayferryError
 from rayferry.job.placement import Node, can_grow
@@ -110,6 +110,8 @@ class _Client(JobSubmissionClient):  # type: ignore[misc]  # Ray's SDK has no ty
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
         options.setdefault("timeout", _TIMEOUT_S)
+        if isinstance(options.get("data"), bytes):  # sent in one go, all of it would have to pass within one time-out
+            options["data"] = io.BytesIO(options["data"])
         if is_loopback(self._address):  # requests would ask the proxy for this very machine
             options.setdefault("proxies", {"no_proxy": urlsplit(self._address).hostname})
         if any(name.lower() == "authorization" for name in self._headers):
@@ -133,9 +135,14 @@ class _Client(JobSubmissionClient):  # type: ignore[misc]  # Ray's SDK has no ty
         trusted = self._ssl_context
         if trusted is None:
             trusted = access.usual_context() if url.startswith("https:") else True
+        strict = aiohttp.TraceConfig()
+        strict.on_request_redirect.append(_refuse_redirect)  # it would take the secrets along
         async with (
             aiohttp.ClientSession(
-                cookies=self._cookies, headers=self._headers, cookie_jar=aiohttp.CookieJar(quote_cookie=False)
+                cookies=self._cookies,
+                headers=self._headers,
+                cookie_jar=aiohttp.CookieJar(quote_cookie=False),
+                trace_configs=[strict],
             ) as session,
             session.ws_connect(
                 url, ssl=trusted, proxy=access.proxy_of(url), heartbeat=_HEARTBEAT_S, max_msg_size=0
@@ -144,6 +151,11 @@ class _Client(JobSubmissionClient):  # type: ignore[misc]  # Ray's SDK has no ty
             async for message in stream:
                 if message.type is aiohttp.WSMsgType.TEXT:
                     yield message.data
+
+
+async def _refuse_redirect(*_: object) -> None:
+    msg = "the log's stream was sent elsewhere"
+    raise ClusterError(msg)
 
 
 class Cluster:
@@ -162,7 +174,7 @@ class Cluster:
         if isinstance(address, str):
             address = Address(address, "")
         self.url = address.url
-        self._verify, said = access.certificates(address.verify, os.environ)
+        self._verify, said = access.certificates(address.verify, os.environ if address.url.startswith("https:") else {})
         if isinstance(self._verify, str) and not Path(self._verify).exists():
             msg = f"the certificates {self._verify} ({said}) are not there; give a file that is, or unset it"
             raise ClusterError(msg)
@@ -343,6 +355,8 @@ class Cluster:
         trouble = access.trouble(self.url, error, self._verify) if what == "connect" else None
         if trouble:
             return (UnreachableError if trouble.may_pass else ClusterError)(trouble.text)
+        if isinstance(error, InvalidURL):  # whose text has the password
+            return ClusterError("the proxy's address is not valid: escape special signs in it, such as %23 for #")
         if isinstance(error, requests.JSONDecodeError) and not error.doc:
             return UnreachableError(f"{self.url}: an answer was cut off ({what})")
         if isinstance(error, requests.HTTPError):
@@ -360,7 +374,7 @@ class Cluster:
             return self._not_let_in(str(error))
         if "Version check returned 404" in text:
             return ClusterError(f"{self.url} answered, but not as a Ray dashboard does (404); check the address")
-        if "does not exist" in text and "404" in text:
+        if f"Job {what} does not exist" in text and "404" in text:
             return NoSuchJobError(f"{what}: {self.url} knows no such job; see: rayferry list")
         if "already exists" in text:
             hint = f"choose another, or follow it: rayferry logs -f {what}"

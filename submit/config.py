@@ -1,6 +1,7 @@
 """What the laptop takes from its surroundings: the cluster's address and its own folders."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,9 +51,12 @@ def is_loopback(url: str) -> bool:
 
 def without_password(url: str) -> str:
     """`url` as it may be shown: no name and no password."""
-    head, slashes, rest = url.partition("//")
-    host, slash, path = rest.partition("/")
-    return head + slashes + host.rpartition("@")[2] + slash + path
+    head, slashes, rest = url.partition("//") if "//" in url else ("", "", url)
+    if "@" not in rest:
+        return re.split("[?#]", url, maxsplit=1)[0]
+    if "?" in rest or "#" in rest:  # where the password ends is not sure
+        return f"{head}{slashes}***"
+    return head + slashes + rest.rpartition("@")[2]
 
 
 def resolve_address(flag: str | None, job_file: str | None, environ: Mapping[str, str]) -> Address:

@@ -76,6 +76,11 @@ class Lines:
             self._rest = ""
 
 
+def every_line(show: Callable[[str], None]) -> Callable[[str], None]:
+    """Lets every line through."""
+    return show
+
+
 def our_lines(show: Callable[[str], None]) -> Callable[[str], None]:
     """Lets only Rayferry's own lines through, without their mark."""
 
@@ -92,6 +97,7 @@ def follow(  # noqa: PLR0913  # each of them a choice of the caller's
     show: Callable[[str], None],
     on_status: Callable[[JobInfo], None] = lambda _info: None,
     *,
+    only: Callable[[Callable[[str], None]], Callable[[str], None]] = every_line,
     lost_after_s: float = _LOST_AFTER_S,
     timeout_s: float | None = None,
     tail: int | None = None,
@@ -107,6 +113,7 @@ def follow(  # noqa: PLR0913  # each of them a choice of the caller's
         submission_id: which job.
         show: called with each line, once.
         on_status: called at the first status, at every new one, and when Ray says something else of a job that waits.
+        only: which lines are shown, and how: `every_line` or `our_lines`.
         lost_after_s: seconds without any answer after which contact is lost.
         timeout_s: seconds after which to leave a job that is not over; None: never.
         tail: lines of those that are there already to be shown; None: all.
@@ -119,9 +126,15 @@ def follow(  # noqa: PLR0913  # each of them a choice of the caller's
         NoSuchJobError: the cluster answers and has no such job.
         WaitedError: the job is not over after `timeout_s`.
     """
-    lines = Lines(show)
+    lines = Lines(only(show))
     if tail is not None:
-        _skip_to_tail(cluster, submission_id, lines, tail)
+        last = deque[str](maxlen=tail)
+        lines.show = only(last.append)
+        with contextlib.suppress(ClusterError):  # the stream brings it
+            lines.feed(cluster.logs(submission_id), 0)
+        for line in last:
+            show(line)
+        lines.show = only(show)
     pieces: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
     over = threading.Event()
     thread = threading.Thread(target=_stream, args=(cluster, submission_id, pieces, over), daemon=True)
@@ -160,17 +173,6 @@ def _pauses(first_s: float) -> Iterator[float]:
     while True:
         yield pause * random.uniform(0.75, 1.25)  # noqa: S311  # nothing is kept secret by it
         pause = min(2 * pause, _MAX_PAUSE_S)
-
-
-def _skip_to_tail(cluster: Followed, submission_id: str, lines: Lines, tail: int) -> None:
-    """Shows the last lines of what there is of the log; `lines` goes on from there."""
-    show, last = lines.show, deque[str](maxlen=tail)
-    lines.show = last.append
-    with contextlib.suppress(ClusterError):  # the stream brings it
-        lines.feed(cluster.logs(submission_id), 0)
-    for line in last:
-        show(line)
-    lines.show = show
 
 
 class _Contact:

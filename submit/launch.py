@@ -3,7 +3,7 @@
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
@@ -15,7 +15,7 @@ from rayferry.job.spec import JobSpec
 from rayferry.submit import collect, failure, report, s3
 from rayferry.submit.client import Cluster, ClusterError, JobInfo, UnreachableError
 from rayferry.submit.config import Address
-from rayferry.submit.follow import follow, our_lines
+from rayferry.submit.follow import every_line, follow, our_lines
 from rayferry.submit.preflight import PreflightError, preflight, require
 from rayferry.submit.request import SubmitRequest, build_request
 
@@ -45,6 +45,8 @@ def submit(
     """
     if address.note:
         report.note(address.note)
+    request = build_request(spec, address.url, submission_id)
+    report.left_out(request.package)
     clusters: list[Cluster] = []
 
     def connect() -> Cluster:
@@ -58,8 +60,6 @@ def submit(
     require(probes)
     cluster = clusters[0] if clusters else connect()
     _check_alone(cluster, spec, submission_id)
-    request = build_request(spec, address.url, submission_id)
-    report.left_out(request.package)
     try:
         with catching_sigterm():
             cluster.submit(request)
@@ -131,10 +131,12 @@ def wait(cluster: Cluster, submission_id: str, watch: Watch = Watch()) -> int:  
         LostContactError: the cluster stopped answering.
         WaitedError: the job is not over after `watch.timeout_s`.
     """
-    show: Callable[[str], None] = report.note if watch.raw else our_lines(report.note)
+    only = every_line if watch.raw else our_lines
     try:
         with catching_sigterm():
-            info = follow(cluster, submission_id, show, _tell_status, timeout_s=watch.timeout_s, tail=watch.tail)
+            info = follow(
+                cluster, submission_id, report.note, _tell_status, only=only, timeout_s=watch.timeout_s, tail=watch.tail
+            )
     except Terminated:
         _detach(submission_id)
         return EXIT_DETACHED
@@ -163,7 +165,10 @@ def _second_thoughts(cluster: Cluster, submission_id: str) -> JobInfo | None:
         time.sleep(_SECOND_CTRL_C_S)
     except KeyboardInterrupt:
         report.note(f"\nstopping {submission_id}")
-        return stop(cluster, submission_id)
+        try:
+            return stop(cluster, submission_id)
+        except ClusterError as error:
+            report.note(str(error))
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     return None
@@ -206,7 +211,7 @@ def conclude(cluster: Cluster, info: JobInfo, *, as_json: bool = False) -> int:
     if code == 0 and isinstance(missing, s3.NotThereError) and _is_seen(cluster, info):
         report.note(f"{info.submission_id} ended well, but there is no manifest: {missing}")
         code = collect.EXIT_FAILED
-    if code not in {0, collect.EXIT_TOO_MANY_ERRORS}:
+    if code != 0 and not (code == collect.EXIT_TOO_MANY_ERRORS and (manifest or not _has_none(missing))):
         report.note(f"{info.submission_id} {_WORDS.get(info.status, info.status)}")
         if info.status == "FAILED":
             _explain(cluster, info)
@@ -250,6 +255,11 @@ def _manifest(info: JobInfo) -> tuple[dict[str, Any] | None, RayferryError | Non
     if manifest["submission_id"] != info.submission_id:
         return None, s3.NotThereError(f"{info.output_uri} holds the answers of {manifest['submission_id']}")
     return manifest, None
+
+
+def _has_none(missing: RayferryError | None) -> bool:
+    """True if the run left no manifest, rather than one that cannot be read from here."""
+    return isinstance(missing, s3.NotThereError)
 
 
 def _is_seen(cluster: Cluster, info: JobInfo) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rayferry.job.errors import RayferryError, SpecError
-from rayferry.submit.config import Address, cache_folder, resolve_address, state_folder
+from rayferry.submit.config import Address, cache_folder, resolve_address, state_folder, without_password
 
 FLAG, FILE, API, RAY = "http://flag:1", "http://file:2", "http://api:3", "http://ray:4"
 
@@ -132,3 +132,19 @@ def test_no_home_says_what_to_set(monkeypatch):
     monkeypatch.setattr(os, "getuid", lambda: 54321)  # of whom the system knows no home either
     with pytest.raises(RayferryError, match="set HOME, or RAYFERRY_STATE"):
         state_folder()
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://proxy:3128", "http://proxy:3128"),
+        ("http://me:pass@proxy:3128", "http://proxy:3128"),
+        ("me:pass@proxy:3128", "proxy:3128"),
+        ("http://me:pa/ss@proxy:3128", "http://proxy:3128"),
+        ("http://me:pa#ss@proxy:3128", "http://***"),
+        ("https://head/?token=abc", "https://head/"),
+        ("https://head/#abc", "https://head/"),
+    ],
+)
+def test_an_address_is_shown_without_what_is_secret_in_it(url, shown):
+    assert without_password(url) == shown

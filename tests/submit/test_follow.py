@@ -277,3 +277,9 @@ def test_only_our_lines_pass_without_their_mark():
     for line in ["INFO vllm", "[rayferry] 10:00:00 hello", " [rayferry] not ours", "[rayferry] "]:
         show(line)
     assert shown == ["10:00:00 hello", ""]
+
+
+def test_of_ours_and_others_lines_the_last_of_ours_are_shown(fake_cluster, watch):
+    log = "[rayferry] one\n[rayferry] two\n[rayferry] three\n" + "INFO noise\n" * 20
+    cluster = fake_cluster(["RUNNING", "SUCCEEDED"], [[log]], log=log)
+    assert watch(cluster, tail=2, only=our_lines)[0] == ["two", "three"]

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from rayferry.job.errors import SpecError
 from rayferry.job.spec import parse
 from rayferry.submit import launch
 from rayferry.submit.client import ClusterError, JobInfo, UnreachableError
@@ -309,3 +310,34 @@ def test_an_outcome_of_a_job_that_has_no_manifest_has_no_counts():
         "error_type": None,
         "failure_class": None,
     }
+
+
+@pytest.mark.usefixtures("interrupts")
+def test_a_job_that_does_not_stop_after_ctrl_c_twice_is_told_and_left(fake_cluster, monkeypatch, capsys):
+    pauses = iter([KeyboardInterrupt])
+    monkeypatch.setattr(launch.sys.stdin, "isatty", lambda: True, raising=False)
+
+    def sleep(_seconds):
+        raise next(pauses)
+
+    def stop(_cluster, _name):
+        raise ClusterError("job-1 is still RUNNING")
+
+    monkeypatch.setattr(launch.time, "sleep", sleep)
+    monkeypatch.setattr(launch, "stop", stop)
+    assert launch.wait(fake_cluster(["RUNNING", KeyboardInterrupt()]), "job-1") == 130
+    assert "job-1 is still RUNNING" in capsys.readouterr().err
+
+
+def test_too_many_errors_without_a_manifest_are_explained(finish):
+    log = "[rayferry] 10:00:09 error: 12 rows failed, too many to end well\n"
+    code, _, words = finish("FAILED", 3, log=log)
+    assert (code, "too many to end well" in words, "cannot be read from here" in words) == (3, True, False)
+
+
+def test_a_mistake_in_the_users_files_is_told_before_the_cluster_is_asked(job_data, place, ray_api, tmp_path):
+    (tmp_path / "rayferry").mkdir()
+    spec = parse(job_data | {"runtime_env": {"py_modules": [str(tmp_path / "rayferry")]}}, "job.yaml")
+    with pytest.raises(SpecError):
+        launch.submit(spec, place, "job-1")
+    assert ray_api.requests == []
