@@ -97,7 +97,12 @@ def test_a_request_is_not_sent_on_to_another_place(ray_api, serve_ray, status):
 def test_certificates_that_are_not_there_are_told_by_their_variable(ray_api, monkeypatch):
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/no/such/ca.pem")
     with pytest.raises(ClusterError, match=r"/no/such/ca.pem \(REQUESTS_CA_BUNDLE\) are not there"):
-        Cluster(ray_api.url)
+        Cluster(ray_api.url.replace("http:", "https:"))
+
+
+def test_certificates_do_not_matter_where_no_tls_is_spoken(ray_api, monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/no/such/ca.pem")
+    assert Cluster(ray_api.url).version()
 
 
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
