@@ -8,15 +8,26 @@ what the Jobs API says, asked every 20 ms by this process for both. `rayferry su
 the input, the output and the model in that time; `ray job submit` checks nothing.
 """
 
+import atexit
 import contextlib
 import json
 import os
+import secrets
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+# Ray reads these when it is imported; the token's file is where the stack will look for it.
+STATE = Path(tempfile.mkdtemp(prefix="rayferry-bench-"))
+TOKEN = STATE / "local" / "auth_token"
+TOKEN.parent.mkdir(mode=0o700)
+TOKEN.write_text(secrets.token_hex(32))
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(TOKEN)}
+atexit.register(shutil.rmtree, STATE, ignore_errors=True)
 
 from ray.job_submission import JobSubmissionClient
 
