@@ -54,10 +54,10 @@ def submit(
         return clusters[0]
 
     probes = preflight(spec, address, connect, skip)
+    require(probes)
     for probe in probes:
         if probe.outcome == "unknown":
             report.note(f"not checked: {probe.text}")
-    require(probes)
     cluster = clusters[0] if clusters else connect()
     _check_alone(cluster, spec, submission_id)
     try:

@@ -341,3 +341,10 @@ def test_a_mistake_in_the_users_files_is_told_before_the_cluster_is_asked(job_da
     with pytest.raises(SpecError):
         launch.submit(spec, place, "job-1")
     assert ray_api.requests == []
+
+
+def test_where_a_check_fails_nothing_is_said_of_what_was_not_seen(job_data, place, capsys):
+    spec = parse(job_data | {"input": {"uri": job_data["input"]["uri"] + "/none"}}, "job.yaml")
+    with pytest.raises(PreflightError):
+        launch.submit(spec, place, "job-1")
+    assert "not checked" not in capsys.readouterr().err
