@@ -38,6 +38,7 @@ def _surroundings(request, monkeypatch, tmp_path):
             if name.startswith(("RAY_", "AWS_", "RAYFERRY_")) and not name.startswith(("RAY_AUTH_", "RAY_ENABLE_")):
                 monkeypatch.delenv(name)
         monkeypatch.setenv("RAYFERRY_STATE", str(tmp_path / "state"))
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))  # any ray.init() leaves a token in it
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
