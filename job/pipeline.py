@@ -24,11 +24,14 @@ _ROWS_IN_FLIGHT = {"gpu": 2048, "cpu": 512}
 _MIN_BLOCKS_IN_FLIGHT, _MAX_BLOCKS_IN_FLIGHT = 3, 64
 # Ray Data runs this many batches of one block at a time.
 _BATCHES_PER_BLOCK = 4
-_BLOCKS_PER_REPLICA = 64
-_MAX_ROWS_PER_BLOCK = 4096
+# Pieces of the input for one replica alone, and for each of several, which have to end together.
+_BLOCKS_ALONE, _BLOCKS_PER_REPLICA = 16, 64
+_MAX_ROWS_PER_BLOCK = 12_288
+_MAX_TOKENS_PER_BLOCK = 1 << 18  # to be generated; it bounds what is lost with a replica
+_UNLIMITED_ANSWER_TOKENS = 1024  # taken for an answer without max_tokens
 _MAX_BLOCK_BYTES = 16 << 20
-_BLOCKS_WAITING_PER_REPLICA = 16
-_LEAST_WAITING_BYTES = 256 << 20
+_BLOCKS_WAITING_PER_REPLICA = 24
+_LEAST_WAITING_BYTES = 64 << 20
 
 
 def check_ray(version: str) -> None:
@@ -91,7 +94,7 @@ def run(
     groups = ReplicaGroups(placement.bundles)
     schema = data_schema(spec, found.columns.schema, openai=found.openai)
     parts = sink.PartsDatasink(layout, submission_id, spec.output.rows_per_part, schema, board, found.copied)
-    rows_per_block = _rows_per_block(spec, found)
+    rows_per_block = block_rows(spec, found)
     _set_up_ray_data(rows_per_block * found.row_bytes, spec.max_replicas)
     dataset = source.read(spec, found, board, _repeated_ids(spec, found))
     dataset = dataset.map_batches(
@@ -210,14 +213,22 @@ def _told(spec: JobSpec) -> dict[str, Any]:
     return told
 
 
-def _rows_per_block(spec: JobSpec, found: "Input") -> int:
+def block_rows(spec: JobSpec, found: "Input") -> int:
     """Rows that one task of a replica takes on: few enough to share them out evenly, to the end of the run.
 
-    Each hand-over costs some 25 ms of Ray's, whatever it holds: a large input goes over in larger pieces.
+    Each hand-over costs some 25 ms of Ray's, whatever it holds: a large input goes over in larger pieces, as large as
+    the work in them allows.
     """
-    fair = found.num_rows // (spec.max_replicas * _BLOCKS_PER_REPLICA)
+    num_blocks = _BLOCKS_ALONE if spec.max_replicas == 1 else spec.max_replicas * _BLOCKS_PER_REPLICA
     most = min(_MAX_ROWS_PER_BLOCK, _MAX_BLOCK_BYTES // found.row_bytes)
-    return max(1, min(max(spec.batch_size, fair), most))
+    if spec.task in ("generate", "chat"):
+        most = min(most, _MAX_TOKENS_PER_BLOCK // _answer_tokens(spec))
+    return max(1, min(max(spec.batch_size, found.num_rows // num_blocks), most))
+
+
+def _answer_tokens(spec: JobSpec) -> int:
+    """The most tokens that are generated for one row."""
+    return (spec.sampling.max_tokens or _UNLIMITED_ANSWER_TOKENS) * (spec.sampling.n or 1)
 
 
 def _set_up_ray_data(block_bytes: int, replicas: int) -> None:

@@ -64,8 +64,9 @@ class Placement:
 def plan(spec: JobSpec, nodes: Sequence[Node], *, autoscaling: bool) -> Placement:
     """Chooses GPUs or CPUs for the replicas, and refuses what can never be scheduled.
 
-    One GPU a replica: `num_gpus=1`. More: `num_gpus=0` for the actor and a placement group of one bundle per
-    worker, all on one node. No GPU: a share of a node's CPUs.
+    One GPU a replica: `num_gpus=1`, and no CPU, of which Ray Data would take one that reading needs. More:
+    `num_gpus=0` for the actor and a placement group of one bundle per worker, all on one node. No GPU: a share of a
+    node's CPUs.
 
     Args:
         spec: the job.
@@ -87,7 +88,7 @@ def plan(spec: JobSpec, nodes: Sequence[Node], *, autoscaling: bool) -> Placemen
     extra: dict[str, Any] = {"accelerator_type": kind} if kind else {}
     note = "" if has_gpus else "no node has a GPU yet: waiting for the autoscaler (resources.device: cpu takes CPUs)"
     if size == 1:
-        return Placement("gpu", {"num_gpus": 1} | extra, note=note)
+        return Placement("gpu", {"num_cpus": 0, "num_gpus": 1} | extra, note=note)
     bundle: dict[str, float] = {"GPU": 1, "CPU": 1}
     if kind:
         bundle[ACCELERATOR_PREFIX + kind] = 0.001

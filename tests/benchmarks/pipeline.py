@@ -102,6 +102,7 @@ def rayferry(source, target, batch_size, num_rows):
         "input": {"uri": str(source)},
         "output": {"uri": str(target), "rows_per_part": 20_000},
         "batch_size": batch_size,
+        "sampling": {"max_tokens": 1},  # as the stub answers
     }
     start = time.monotonic()
     manifest = pipeline.run(parse(job, "job"), "bench", predictor=Replica)

@@ -461,3 +461,23 @@ def test_a_hopeless_run_ends_early(spec_of):
     with pytest.raises(TooManyErrorsError, match=r"^stopped early: [\d,]+ of (at most about )?[\d,]+ rows failed"):
         pipeline.run(spec, "run-1", Upper)
     assert "manifest.json" not in storage.children(Layout(spec.output.uri).meta_uri)
+
+
+@pytest.mark.parametrize(
+    ("rows", "row_bytes", "changes", "expected"),
+    [
+        (10, 100, {}, 32),
+        (10**6, 100, {"sampling": {"max_tokens": 1}}, 12_288),
+        (32_000, 100, {"sampling": {"max_tokens": 1}}, 2000),
+        (32_000, 100, {"sampling": {"max_tokens": 1}, "replicas": 5}, 100),
+        (10**6, 100, {"sampling": {"max_tokens": 512}}, 512),
+        (10**6, 100, {"sampling": {"max_tokens": 512, "n": 8}}, 64),
+        (10**6, 100, {"sampling": {"max_tokens": None}}, 256),
+        (10**6, 100, {"task": "embed", "sampling": {}}, 12_288),
+        (10**6, 1 << 20, {}, 16),
+        (10**6, 1 << 30, {}, 1),
+    ],
+)
+def test_a_block_is_as_large_as_rows_bytes_and_work_allow(make_spec, rows, row_bytes, changes, expected):
+    found = SimpleNamespace(num_rows=rows, row_bytes=row_bytes)
+    assert pipeline.block_rows(make_spec(**changes), found) == expected

@@ -34,7 +34,7 @@ def test_a_node_is_read_from_rays_table(resources, node):
 
 
 def test_one_gpu_a_replica_is_asked_of_the_actor_itself(place):
-    assert place([gpus(4)]) == Placement("gpu", {"num_gpus": 1})
+    assert place([gpus(4)]) == Placement("gpu", {"num_cpus": 0, "num_gpus": 1})
 
 
 def test_several_gpus_a_replica_are_a_bundle_each_in_a_group(place):
@@ -44,7 +44,7 @@ def test_several_gpus_a_replica_are_a_bundle_each_in_a_group(place):
 
 def test_a_gpu_model_is_asked_of_the_actor(place):
     found = place([gpus(1, kind=A10G), gpus(1, kind=H100)], resources={"accelerator_type": "H100"})
-    assert found.actor_args == {"num_gpus": 1, "accelerator_type": "H100"}
+    assert found.actor_args == {"num_cpus": 0, "num_gpus": 1, "accelerator_type": "H100"}
 
 
 def test_a_gpu_model_is_asked_of_every_bundle(place):
