@@ -31,6 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m rayferry.job")
     parser.add_argument("spec", type=Path)
     parser.add_argument("--submission-id", required=True)
+    parser.add_argument("--resume", choices=["same", "new-input"])
+    parser.add_argument("--overwrite", action="store_true")
     options = parser.parse_args(arguments)
     recorder = Recorder(options.submission_id, driver_log())
     signal.signal(signal.SIGTERM, functools.partial(_on_sigterm, recorder))
@@ -45,7 +47,13 @@ def main(arguments: list[str] | None = None) -> int:
         secrets.settle(spec.runtime_env.secrets)
         from rayferry.job import manifest, pipeline  # they import Ray, which takes a second
 
-        result = pipeline.run(spec, options.submission_id, accepted=recorder.start)
+        result = pipeline.run(
+            spec,
+            options.submission_id,
+            accepted=recorder.start,
+            resume=options.resume,
+            overwrite=options.overwrite,
+        )
     except Exception as error:  # noqa: BLE001  # the last boundary: whatever it is, it is told and ends in a code
         if timer:
             timer.cancel()

@@ -7,11 +7,23 @@ from typing import Any
 import pyarrow as pa
 
 from rayferry.job.columns import parse_json_lines
-from rayferry.job.records import BadRecordError, Chunk, Record, as_record, blocks, gathered, json_line, lines_of, whole
+from rayferry.job.records import (
+    BadRecordError,
+    Chunk,
+    Record,
+    Unwanted,
+    as_record,
+    blocks,
+    gathered,
+    json_line,
+    lines_of,
+    none_unwanted,
+    whole,
+)
 from rayferry.job.rows import RAW_CHARS
 
 
-def read_jsonl(f: Any, schema: pa.Schema | None = None) -> Iterator[Chunk]:
+def read_jsonl(f: Any, schema: pa.Schema | None = None, unwanted: Unwanted = none_unwanted) -> Iterator[Chunk]:
     """JSON lines; those that fit the schema as tables."""
     end = 0
     for block in blocks(f):
@@ -21,6 +33,9 @@ def read_jsonl(f: Any, schema: pa.Schema | None = None) -> Iterator[Chunk]:
         number, lines = block
         num_lines = lines.count(b"\n") + (not lines.endswith(b"\n"))
         end = number + num_lines
+        if unwanted(number, end):
+            yield Chunk(range(number, end), None)
+            continue
         table = _fast(lines, num_lines, schema)
         if table is not None:
             yield Chunk(range(number, end), table, lines)

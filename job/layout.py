@@ -62,6 +62,22 @@ class Layout:
         """How the run ended, whether or not there is a manifest."""
         return self.meta_uri + "outcome.json"
 
-    def part_name(self, submission_id: str, index: int, suffix: str = "parquet") -> str:
-        """File name of one part: the same write task gets the same name, so that its retry replaces it."""
-        return f"{submission_id}-{index:06d}.{suffix}"
+    @property
+    def run_uri(self) -> str:
+        """What the run was asked, and of which input: a later attempt must be asked the same."""
+        return self.meta_uri + "run.json"
+
+    @property
+    def checkpoint_uri(self) -> str:
+        """A record of every write task, written after its parts."""
+        return self.meta_uri + "checkpoint/"
+
+    @property
+    def attempts_uri(self) -> str:
+        """An object for every Ray job that has worked on the run."""
+        return self.meta_uri + "attempts/"
+
+    @property
+    def lease_uri(self) -> str:
+        """Who writes here just now."""
+        return self.meta_uri + "lease.json"

@@ -62,11 +62,6 @@ class Input:
         """Size of all files together."""
         return sum(file.num_bytes for file in self.files)
 
-    @property
-    def identity(self) -> list[tuple[str, int]]:
-        """Path and size of every file, for the fingerprint."""
-        return [(file.path, file.num_bytes) for file in self.files]
-
 
 def look(spec: JobSpec) -> Input:
     """Lists the input and samples it: what its files are, and which columns rows bring along.

@@ -5,6 +5,7 @@ import json
 import platform
 import time
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -28,22 +29,26 @@ _SPEED_KEYS = {
 }  # fmt: skip
 
 
-def fingerprint(spec: JobSpec, files: list[tuple[str, int]]) -> str:
-    """Hash of all that decides the answers: model, revision, task, sampling, such engine arguments, and the input."""
+def settings(spec: JobSpec) -> dict[str, Any]:
+    """All that decides the answers but the input: model, revision, task, template, sampling, such engine arguments."""
     content = spec.model_dump(mode="json", by_alias=True, include=_ANSWER_KEYS)
     content["engine"] = {key: value for key, value in spec.engine.to_kwargs().items() if key not in _SPEED_KEYS}
     content["input"] = spec.input.model_dump(mode="json", exclude={"anonymous"})
-    content["prompt_too_long"] = spec.on_error.prompt_too_long
-    content["files"] = files
-    return "sha256:" + hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    content["on_error"] = {"prompt_too_long": spec.on_error.prompt_too_long}
+    return content
+
+
+def fingerprint(asked: Mapping[str, Any]) -> str:
+    """Hash of all that decides the answers, by `checkpoint.asked`."""
+    return "sha256:" + hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 def build(
     spec: JobSpec,
-    submission_id: str,
     *,
-    files: list[tuple[str, int]],
+    asked: Mapping[str, Any],
     parts: list[Part],
+    attempts: list[str],
     now: Snapshot,
     started_at: float,
 ) -> dict[str, Any]:
@@ -51,9 +56,9 @@ def build(
 
     Args:
         spec: the job as it ran.
-        submission_id: the Ray job that ran it.
-        files: the input.
-        parts: what the write tasks returned.
+        asked: what decided the answers.
+        parts: what the write tasks of all attempts wrote.
+        attempts: the Ray jobs that worked on the run, the one that ended it last.
         now: what the readers and replicas said.
         started_at: `time.time()` at the start.
 
@@ -68,22 +73,23 @@ def build(
     if counts["total"] != counts["succeeded"] + counts["failed"]:
         msg = (
             f"{counts['total']} rows were read, but {counts['succeeded']} answers and {counts['failed']} errors were "
-            "written; no manifest is made, as the output is not whole; run the job again into another output.uri"
+            "written; no manifest is made, as the output is not whole; see the log, and go on with --resume"
         )
         raise JobError(msg)
     ended_at = time.time()
     generating_s = ended_at - now.ready_at if now.ready_at else None
     generated = sum(part.num_generated_tokens for part in parts)
+    new = generated - now.num_earlier_tokens
     return {
         "schema_version": SCHEMA_VERSION,
         "name": spec.name,
-        "submission_id": submission_id,
-        "attempts": [submission_id],
+        "submission_id": attempts[-1],
+        "attempts": attempts,
         "output_uri": spec.output.uri,
         "model": spec.model,
         "revision": spec.revision,
         "task": spec.task,
-        "fingerprint": fingerprint(spec, files),
+        "fingerprint": fingerprint(asked),
         "counts": counts,
         "errors": _by_stage(parts),
         "num_rescued": sum(part.num_rescued for part in parts),
@@ -94,7 +100,7 @@ def build(
             "load": [round(seconds, 3) for seconds in now.load_s],
             "generate": None if generating_s is None else round(generating_s, 3),
         },
-        "tokens_per_s": round(generated / generating_s, 1) if generating_s else None,
+        "tokens_per_s": round(new / generating_s, 1) if generating_s else None,
         "started_at": _iso(started_at),
         "ended_at": _iso(ended_at),
         "parts": [part.to_json() for part in sorted(parts, key=lambda part: part.uri)],

@@ -6,12 +6,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayferry.job.records import ROWS_PER_CHUNK, BadRecordError, Chunk, Record, distinct, is_store_failure
+from rayferry.job.records import (
+    ROWS_PER_CHUNK,
+    BadRecordError,
+    Chunk,
+    Record,
+    Unwanted,
+    distinct,
+    is_store_failure,
+    none_unwanted,
+)
 
 _MAX_LOST_ROWS = 1_000_000
 
 
-def read_parquet(f: Any) -> Iterator[Chunk]:
+def read_parquet(f: Any, unwanted: Unwanted = none_unwanted) -> Iterator[Chunk]:
     """Row groups one by one: of a damaged one every row is a failure, and the next is read all the same."""
     try:
         file = pq.ParquetFile(f)
@@ -28,6 +37,10 @@ def read_parquet(f: Any) -> Iterator[Chunk]:
     start = 0
     for index, rows in enumerate(num_rows):
         done = 0
+        if rows and unwanted(start, start + rows):
+            yield Chunk(range(start, start + rows), None)
+            start += rows
+            continue
         try:
             for table in _tables(file, index, rows):
                 positions = range(start + done, start + done + table.num_rows)

@@ -1,5 +1,6 @@
 """The run: source, predictor, sink, manifest."""
 
+import functools
 import inspect
 import json
 import signal
@@ -10,14 +11,20 @@ from typing import TYPE_CHECKING, Any
 from rayferry.job import RAY_FLOOR, storage
 from rayferry.job.errors import JobError, TooManyErrorsError
 from rayferry.job.layout import Layout
+from rayferry.job.lease import Lease
 from rayferry.job.log import counted, say
 from rayferry.job.placement import Node, Placement, ReplicaGroups, can_grow, plan
 from rayferry.job.rows import data_schema
 from rayferry.job.spec import JobSpec, ReplicaRange
 
 if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+    from ray.data import Dataset
+
+    from rayferry.job.checkpoint import Done
     from rayferry.job.ids import Repeated
     from rayferry.job.look import Input
+    from rayferry.job.sink import PartsDatasink
 
 # Rows that should be with an engine at once: twice the most sequences that vLLM runs together by default.
 _ROWS_IN_FLIGHT = {"gpu": 2048, "cpu": 512}
@@ -54,14 +61,19 @@ def run(
     submission_id: str,
     predictor: type | None = None,
     accepted: Callable[[Layout], None] = lambda _layout: None,
+    *,
+    resume: str | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Answers every row of the input and writes the manifest.
+    """Answers every row of the input that is not done yet, and writes the manifest.
 
     Args:
         spec: the job.
         submission_id: the Ray job that this process is.
         predictor: stands in for `LLMPredictor`; for tests of the pipeline without an engine.
         accepted: called once it is known that the output is this run's to write to.
+        resume: go on with what is in the output, see `checkpoint.check_output`.
+        overwrite: remove what is in the output.
 
     Returns:
         The manifest.
@@ -69,16 +81,31 @@ def run(
     Raises:
         RayferryError: the run cannot start, or cannot end well.
     """
-    started_at = time.time()
     import ray
 
     check_ray(ray.__version__)
-    from rayferry.job import manifest, progress, sink, source  # they import Ray Data
+    layout = Layout(spec.output.uri)
+    with Lease(layout.lease_uri, submission_id, patient=resume is not None):
+        return _run(spec, submission_id, predictor, accepted, resume=resume, overwrite=overwrite)
+
+
+def _run(
+    spec: JobSpec,
+    submission_id: str,
+    predictor: type | None,
+    accepted: Callable[[Layout], None],
+    *,
+    resume: str | None,
+    overwrite: bool,
+) -> dict[str, Any]:
+    started_at = time.time()
+    import ray
+
+    from rayferry.job import checkpoint, manifest, progress, sink, source  # they import Ray Data
     from rayferry.job.look import look
-    from rayferry.job.predictor import LLMPredictor
 
     layout = Layout(spec.output.uri)
-    _check_empty(layout)
+    before = checkpoint.check_output(layout, resume=resume, overwrite=overwrite)
     accepted(layout)
     found = look(spec)
     _tell(spec, found)
@@ -88,15 +115,60 @@ def run(
         ray.init()
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own there
     placement = _place(spec)
+    asked = checkpoint.asked(manifest.settings(spec), found.files)
+    done = checkpoint.begin(layout, submission_id, before, asked, new_files=resume == "new-input")
+    if done.manifest is not None:
+        say(f"the run is over already: {layout.manifest_uri}")
+        return done.manifest
     storage.write_bytes(layout.spec_uri, json.dumps(_told(spec), indent=1).encode())
     num_files = len(found.files)
     board = progress.start_board(num_files, found.num_bytes, spec.on_error.max_error_rate)
-    groups = ReplicaGroups(placement.bundles)
     schema = data_schema(spec, found.columns.schema, openai=found.openai)
     parts = sink.PartsDatasink(layout, submission_id, spec.output.rows_per_part, schema, board, found.copied)
+    parts.parts += [sink.Part(**part) for part in done.parts]
+    _go_on(board, done, found)
+    _set_up_ray_data(block_rows(spec, found) * found.row_bytes, spec.max_replicas)
+    dataset = source.read(spec, found, board, _repeated_ids(spec, found), done)
+    if dataset is not None:
+        save_files = functools.partial(checkpoint.save_files, layout, submission_id)
+        with progress.Reporter(board, layout.progress_uri, num_files, spec.output.preview_rows, save_files):
+            _answer(spec, found, dataset, predictor=predictor, placement=placement, board=board, parts=parts)
+    now = ray.get(board.snapshot.remote())
+    if now.num_rescued:
+        say(f"{counted(now.num_rescued, 'row')} had values that fit no column: they are in rescued_data")
+    if not any(part.kind == "data" for part in parts.parts):
+        parts.write_empty()
+    checkpoint.remove_orphans(layout, [part.uri for part in parts.parts], done.attempts)
+    result = manifest.build(
+        spec,
+        asked=asked,
+        parts=parts.parts,
+        attempts=done.attempts,
+        now=now,
+        started_at=started_at,
+    )
+    storage.write_bytes(layout.progress_uri, json.dumps(now.to_json()).encode())
+    storage.write_bytes(layout.manifest_uri, json.dumps(result, indent=1).encode())
+    return result
+
+
+def _answer(  # noqa: PLR0913  # what it brings together
+    spec: JobSpec,
+    found: "Input",
+    dataset: "Dataset",
+    *,
+    predictor: type | None,
+    placement: Placement,
+    board: "ActorHandle[Any]",
+    parts: "PartsDatasink",
+) -> None:
+    """Sends all rows of the dataset through the replicas into parts."""
+    import ray
+
+    from rayferry.job.predictor import LLMPredictor
+
+    groups = ReplicaGroups(placement.bundles)
     rows_per_block = block_rows(spec, found)
-    _set_up_ray_data(rows_per_block * found.row_bytes, spec.max_replicas)
-    dataset = source.read(spec, found, board, _repeated_ids(spec, found))
     dataset = dataset.map_batches(
         predictor or LLMPredictor,
         fn_constructor_kwargs={"spec": spec, "device": placement.device, "progress": board, "openai": found.openai},
@@ -107,8 +179,7 @@ def run(
         **placement.actor_args,
     )
     try:
-        with progress.Reporter(board, layout.progress_uri, num_files, spec.output.preview_rows):
-            dataset.write_datasink(parts)
+        dataset.write_datasink(parts)
     except Exception as error:
         now = ray.get(board.snapshot.remote())
         # told by a write task or a replica itself; Ray's error only quotes it
@@ -119,18 +190,14 @@ def run(
         raise
     finally:
         groups.remove()
-    now = ray.get(board.snapshot.remote())
-    if now.num_rescued:
-        say(f"{counted(now.num_rescued, 'row')} had values that fit no column: they are in rescued_data")
-    if not any(part.kind == "data" for part in parts.parts):
-        parts.write_empty()
-    _check_alone(layout, [part.uri for part in parts.parts])
-    result = manifest.build(
-        spec, submission_id, files=found.identity, parts=parts.parts, now=now, started_at=started_at
-    )
-    storage.write_bytes(layout.progress_uri, json.dumps(now.to_json()).encode())
-    storage.write_bytes(layout.manifest_uri, json.dumps(result, indent=1).encode())
-    return result
+
+
+def _go_on(board: "ActorHandle[Any]", done: "Done", found: "Input") -> None:
+    """Tells the board what earlier attempts did."""
+    if not done.records:
+        return
+    whole = {file.path: (done.num_rows[file.path], file.num_bytes) for file in found.files if done.whole(file)}
+    board.go_on.remote(done.parts, whole)
 
 
 def _place(spec: JobSpec) -> Placement:
@@ -168,26 +235,6 @@ def _tell(spec: JobSpec, found: "Input") -> None:
             say(f"input: no row that was looked at has a column {column!r} (input.{setting}): is it spelt so?")
     for name, renamed in found.columns.renamed.items():
         say(f"input: your column {name!r} is called {renamed!r} in the output, where {name!r} is ours")
-
-
-def _check_empty(layout: Layout) -> None:
-    """Refuses an output that holds something, but for what a run that did not end leaves in `_meta/`."""
-    found = [name for name in storage.children(layout.output_uri) if name != "_meta"]
-    found += [name for name in storage.children(layout.meta_uri) if layout.manifest_uri.endswith("/" + name)]
-    if found:
-        msg = f"{layout.output_uri} is not empty ({found[0]} is there); choose another output.uri, or empty it first"
-        raise JobError(msg)
-
-
-def _check_alone(layout: Layout, uris: list[str]) -> None:
-    """Refuses to call a run done into whose output another one wrote at the same time."""
-    ours = {uri.rpartition("/")[2] for uri in uris}
-    there = {name for uri in (layout.data_uri, layout.errors_uri, layout.openai_uri) for name in storage.children(uri)}
-    if there - ours:
-        msg = (
-            f"{layout.output_uri} holds {min(there - ours)}, which this run did not write: another one uses this output"
-        )
-        raise JobError(msg)
 
 
 def _pool(spec: JobSpec, placement: Placement, rows_per_block: int) -> dict[str, Any]:

@@ -8,11 +8,28 @@ import pyarrow as pa
 from rayferry.job.csv_reader import read_csv
 from rayferry.job.json_reader import read_json, read_jsonl
 from rayferry.job.parquet_reader import read_parquet
-from rayferry.job.records import BadRecordError, Chunk, Record, blocks, gathered, lines_of, whole
+from rayferry.job.records import (
+    BadRecordError,
+    Chunk,
+    Record,
+    Unwanted,
+    blocks,
+    gathered,
+    lines_of,
+    none_unwanted,
+    whole,
+)
 from rayferry.job.rows import RAW_CHARS
 
 
-def read_chunks(f: Any, format_: str, schema: pa.Schema | None = None, *, as_bytes: bool = False) -> Iterator[Chunk]:
+def read_chunks(
+    f: Any,
+    format_: str,
+    schema: pa.Schema | None = None,
+    *,
+    as_bytes: bool = False,
+    unwanted: Unwanted = none_unwanted,
+) -> Iterator[Chunk]:
     """The records of an open file, in order.
 
     Args:
@@ -20,16 +37,18 @@ def read_chunks(f: Any, format_: str, schema: pa.Schema | None = None, *, as_byt
         format_: one of `formats.FORMATS`.
         schema: JSON lines that fit it come as tables, which is faster.
         as_bytes: records of binary files have `bytes` in place of `text`.
+        unwanted: told a first position and the one after the last, whether none of these records is wanted; where
+            it can be told before they are parsed, their chunk comes without records.
 
     Raises:
         OSError: the store failed. What is wrong with the file itself is a `BadRecordError` in the last chunk.
     """
     if format_ in {"jsonl", "openai"}:
-        return read_jsonl(f, schema)
+        return read_jsonl(f, schema, unwanted)
     if format_ == "text":
-        return _text(f)
+        return _text(f, unwanted)
     if format_ == "parquet":
-        return read_parquet(f)
+        return read_parquet(f, unwanted)
     if format_ == "json":
         return read_json(f)
     if format_ == "binary":
@@ -37,7 +56,7 @@ def read_chunks(f: Any, format_: str, schema: pa.Schema | None = None, *, as_byt
     return read_csv(f, "\t" if format_ == "tsv" else ",")
 
 
-def _text(f: Any) -> Iterator[Chunk]:
+def _text(f: Any, unwanted: Unwanted) -> Iterator[Chunk]:
     end = 0
     for block in blocks(f):
         if isinstance(block, BadRecordError):
@@ -45,6 +64,9 @@ def _text(f: Any) -> Iterator[Chunk]:
             return
         number, lines = block
         end = number + lines.count(b"\n") + (not lines.endswith(b"\n"))
+        if unwanted(number, end):
+            yield Chunk(range(number, end), None)
+            continue
         yield from gathered((position, _text_line(line)) for position, line in lines_of(number, lines))
 
 

@@ -2,7 +2,7 @@
 
 import codecs
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -16,6 +16,12 @@ CHUNK_BYTES = 4 << 20
 BOMS_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # the first also begins UTF-32
 
 Record = dict[str, Any]
+Unwanted = Callable[[int, int], bool]
+
+
+def none_unwanted(_start: int, _stop: int) -> bool:
+    """Every record is wanted."""
+    return False
 
 
 class BadRecordError(RowError):
@@ -36,18 +42,18 @@ class Chunk:
 
     Attributes:
         positions: where each is in the file, from 0.
-        records: as many mappings or failures; or a table, where all of them fit it.
+        records: as many mappings or failures; or a table, where all of them fit it; or None: not wanted, and not read.
         lines: the JSON lines that a table came of: it tells a null no longer from what is not there.
     """
 
     positions: Sequence[int]
-    records: list[Record | BadRecordError] | pa.Table
+    records: list[Record | BadRecordError] | pa.Table | None
     lines: bytes | None = None
 
     def to_list(self) -> list[Record | BadRecordError]:
         """The records one by one."""
-        if isinstance(self.records, list):
-            return self.records
+        if self.records is None or isinstance(self.records, list):
+            return self.records or []
         if self.lines is not None:
             return [json_line(line) for _, line in lines_of(0, self.lines)]
         try:

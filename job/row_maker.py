@@ -3,15 +3,17 @@
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rayferry.job.checkpoint import Spans
 from rayferry.job.ids import Repeated, hash_of
 from rayferry.job.look import Input, open_as, own, prompt_column
 from rayferry.job.openai_batch import BatchLines
 from rayferry.job.prompts import Prompter
 from rayferry.job.readers import read_chunks
-from rayferry.job.records import BadRecordError, Chunk, Record
+from rayferry.job.records import BadRecordError, Chunk, Record, Unwanted, none_unwanted
 from rayferry.job.rows import SOURCE_SCHEMA, RowError, json_text, raw_text
 from rayferry.job.spec import JobSpec
 
@@ -30,14 +32,28 @@ class RowMaker:
         self._is_plain = not named and prompt_column(spec.input, ("text",)) is not None
         self._json_schema = found.columns.json_schema(found.dropped) if self._is_plain else None
 
-    def tables(self, f: Any, path: str) -> Iterator[pa.Table]:
-        """All rows of an open file, in the columns of SOURCE_SCHEMA and the own columns."""
+    def tables(self, f: Any, path: str, done: Spans | None = None) -> Iterator[tuple[int, pa.Table | None]]:
+        """All rows of an open file, in the columns of SOURCE_SCHEMA and the own columns.
+
+        Args:
+            f: the file.
+            path: its name in the filesystem.
+            done: rows to be left out.
+
+        Yields:
+            How many rows follow in the file, and those of them that are not done, or None.
+        """
         prompter = self._prompter()
         index, label = self._labels[path]
         start = (self._scheme + path, label, index)
-        for chunk in self._chunks(f, path):
-            table = self._fast(chunk, start)
-            yield self._slow(chunk, start, prompter) if table is None else table
+        for chunk in self._chunks(f, path, none_unwanted if done is None else done.cover):
+            num_rows = len(chunk.positions)
+            left = _left(chunk, done)
+            if left is None:
+                yield num_rows, None
+                continue
+            table = self._fast(left, start)
+            yield num_rows, self._slow(left, start, prompter) if table is None else table
 
     def names(self, f: Any, path: str) -> Iterator[tuple[int, str]]:
         """Position and id of every record of an open file that names itself."""
@@ -55,11 +71,12 @@ class RowMaker:
     def _prompter(self) -> Prompter | BatchLines:
         return BatchLines(self._spec) if self._found.openai else Prompter(self._spec)
 
-    def _chunks(self, f: Any, path: str) -> Iterator[Chunk]:
+    def _chunks(self, f: Any, path: str, unwanted: Unwanted = none_unwanted) -> Iterator[Chunk]:
         """The records of an open file."""
         f.seek(0)
         kind, stream = open_as(f, path, self._spec.input)
-        return read_chunks(stream, kind.format, self._json_schema, as_bytes=self._spec.input.image_column is not None)
+        as_bytes = self._spec.input.image_column is not None
+        return read_chunks(stream, kind.format, self._json_schema, as_bytes=as_bytes, unwanted=unwanted)
 
     def _fast(self, chunk: Chunk, start: tuple[str, str, int]) -> pa.Table | None:
         """The rows of a table whose prompts are all usable and whose columns all fit; None otherwise."""
@@ -140,3 +157,18 @@ class RowMaker:
         if first is not None and first != (index, position):
             where = f"{self._found.files[first[0]].label}:{first[1]}"
             raise RowError("parse", "DuplicateId", f"the id {name[:200]!r} is that of {where} too")
+
+
+def _left(chunk: Chunk, done: Spans | None) -> Chunk | None:
+    """What of a chunk is not done; None if nothing is left."""
+    if chunk.records is None:
+        return None
+    if done is None:
+        return chunk
+    left = np.flatnonzero(~done.contain(chunk.positions))
+    if len(left) == len(chunk.positions):
+        return chunk
+    if not len(left):
+        return None
+    records = chunk.to_list()
+    return Chunk([chunk.positions[at] for at in left], [records[at] for at in left])

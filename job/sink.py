@@ -15,7 +15,7 @@ import ray
 from ray.data import Datasink
 from ray.data.block import BlockAccessor
 
-from rayferry.job import storage
+from rayferry.job import checkpoint, storage
 from rayferry.job.errors import TooManyErrorsError
 from rayferry.job.layout import Layout
 from rayferry.job.openai_batch import result_line
@@ -99,7 +99,7 @@ class PartsDatasink(Datasink[list[Part]]):  # type: ignore[misc]  # ray.data has
         return self._rows_per_part
 
     def write(self, blocks: Iterable[Any], ctx: Any) -> list[Part]:
-        """Runs on a node; a task that is tried again writes the same names again.
+        """Runs on a node: writes the parts, then the record by which their rows are done.
 
         Raises:
             TooManyErrorsError: so many rows have failed that the run cannot end well any more.
@@ -111,33 +111,38 @@ class PartsDatasink(Datasink[list[Part]]):  # type: ignore[misc]  # ray.data has
         table = pa.concat_tables(tables)
         if self._copied is not None:
             table = with_copy(table, self._copied)
+        record_uri = checkpoint.record_uri(self._layout, self._submission_id, ctx.task_idx)
+        done = checkpoint.Record.read(record_uri)
+        if done is not None:  # by a try of this task whose end Ray did not learn of
+            return [Part(**part) for part in done.parts]
         good = pc.is_null(table.column("stage"))
-        name = self._layout.part_name(self._submission_id, ctx.task_idx)
+        name = checkpoint.part_name(self._submission_id, ctx.task_idx)
         parts = []
         data = table.filter(good).select(self._schema.names).cast(self._schema)
         if data.num_rows:
-            parts.append(_write(self._layout.data_uri + name, "data", data))
+            parts.append(_write(f"{self._layout.data_uri}{name}.parquet", "data", data))
         errors = table.filter(pc.invert(good)).select(ERROR_SCHEMA.names).cast(ERROR_SCHEMA)
         if errors.num_rows:
-            parts.append(_write(self._layout.errors_uri + name, "errors", errors))
+            parts.append(_write(f"{self._layout.errors_uri}{name}.parquet", "errors", errors))
         if RESPONSE in table.column_names:
-            lines = self._layout.part_name(self._submission_id, ctx.task_idx, "jsonl")
-            parts.append(_write_lines(self._layout.openai_uri + lines, table))
+            parts.append(_write_lines(f"{self._layout.openai_uri}{name}.jsonl", table))
+        told = [part.to_json() for part in parts]
+        record = checkpoint.Record(told, checkpoint.spans_of(table))
+        storage.write_bytes(record_uri, json.dumps(record.to_json()).encode())
         if self._progress is not None:
-            told = [part.to_json() for part in parts]
-            hopeless = ray.get(self._progress.parts_written.remote(name, told, _preview(data)))
+            hopeless = ray.get(self._progress.parts_written.remote(record_uri, told, _preview(data)))
             if hopeless:
                 raise TooManyErrorsError(hopeless)
         return parts
 
     def write_empty(self) -> None:
         """Writes a part without rows, so that there is always one to read."""
-        name = self._layout.part_name(self._submission_id, 0)
-        self.parts.append(_write(self._layout.data_uri + name, "data", self._schema.empty_table()))
+        name = checkpoint.part_name(self._submission_id, 0)
+        self.parts.append(_write(f"{self._layout.data_uri}{name}.parquet", "data", self._schema.empty_table()))
 
     def on_write_complete(self, write_result: Any) -> None:
         """Runs on the driver: keeps what every task returned."""
-        self.parts = [part for parts in write_result.write_returns for part in parts or []]
+        self.parts += [part for parts in write_result.write_returns for part in parts or []]
 
 
 def _write(uri: str, kind: str, table: pa.Table) -> Part:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import ray
 from ray.data.datasource import DefaultFileMetadataProvider, FileBasedDatasource
 
+from rayferry.job.checkpoint import Done
 from rayferry.job.ids import Repeated
 from rayferry.job.look import Input
 from rayferry.job.row_maker import RowMaker
@@ -22,8 +23,12 @@ _TELL_EVERY_S = 1.0
 
 
 def read(
-    spec: JobSpec, found: Input, progress: "ActorHandle[Any] | None" = None, repeated: Repeated | None = None
-) -> ray.data.Dataset:
+    spec: JobSpec,
+    found: Input,
+    progress: "ActorHandle[Any] | None" = None,
+    repeated: Repeated | None = None,
+    done: Done | None = None,
+) -> ray.data.Dataset | None:
     """Reads the input lazily.
 
     **Shape**: one row per line (text, blank lines aside), object (JSON), record (CSV), row (Parquet) or file
@@ -35,10 +40,16 @@ def read(
         found: what `look.look` saw.
         progress: told the number of rows of every file once it is read.
         repeated: what `ids.find_repeated` saw, if rows name themselves.
+        done: what is left out.
+
+    Returns:
+        The rows; None if every file is done.
     """
-    source = PromptDatasource(spec, found, progress, repeated)
+    source = PromptDatasource(spec, found, progress, repeated, done)
+    if not source.num_files:
+        return None
     # one task a file, so that a few large files are read at once; small ones share a task
-    tasks = min(len(found.files), 1000)
+    tasks = min(source.num_files, 1000)
     return ray.data.read_datasource(source, override_num_blocks=tasks)
 
 
@@ -64,10 +75,17 @@ class PromptDatasource(FileBasedDatasource):  # type: ignore[misc]  # ray.data h
         found: Input,
         progress: "ActorHandle[Any] | None" = None,
         repeated: Repeated | None = None,
+        done: Done | None = None,
     ) -> None:
-        paths = [file.path for file in found.files]
-        super().__init__(paths, filesystem=found.filesystem, meta_provider=_Listed(found.files))
         self._rows = RowMaker(spec, found, repeated)
+        files, self._done = found.files, {}
+        if done is not None:
+            files = [file for file in files if not done.whole(file)]
+            self._done = {file.path: done.spans[file.path] for file in files if file.path in done.spans}
+        self.num_files = len(files)
+        if files:
+            paths = [file.path for file in files]
+            super().__init__(paths, filesystem=found.filesystem, meta_provider=_Listed(files))
         self._copied = found.copied
         self._num_bytes = {file.path: file.num_bytes for file in found.files}
         self._progress = progress
@@ -80,11 +98,12 @@ class PromptDatasource(FileBasedDatasource):  # type: ignore[misc]  # ray.data h
             f = self._filesystem.open_input_file(path)
         count = 0
         told = time.monotonic()
-        for table in self._rows.tables(f, path):
-            count += table.num_rows
+        for num_rows, table in self._rows.tables(f, path, self._done.get(path)):
+            count += num_rows
             if self._progress is not None and time.monotonic() - told > _TELL_EVERY_S:
                 told = time.monotonic()
                 self._progress.file_partly_read.remote(path, count, f.tell())
-            yield table if self._copied is None else without_copy(table, self._copied)
+            if table is not None:
+                yield table if self._copied is None else without_copy(table, self._copied)
         if self._progress is not None:
             ray.get(self._progress.file_read.remote(path, count, self._num_bytes[path]))

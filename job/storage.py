@@ -71,11 +71,13 @@ class File:
         num_bytes: its size.
         label: what ids of its rows begin with: its path below the one prefix, or its whole path where there are
             several URIs.
+        modified_ns: when it was last written, in nanoseconds since 1970; 0 where that is not asked.
     """
 
     path: str
     num_bytes: int
     label: str
+    modified_ns: int = 0
 
 
 def list_files(uris: list[str], *, anonymous: bool = False) -> list[File]:
@@ -92,9 +94,10 @@ def list_files(uris: list[str], *, anonymous: bool = False) -> list[File]:
     """
     found: dict[str, File] = {}
     for uri in uris:
-        for path, num_bytes, root in _list_one(uri, anonymous=anonymous):
+        for info, root in _list_one(uri, anonymous=anonymous):
+            path = info.path
             label = path if len(uris) > 1 else path[len(root) :].lstrip("/") or path.rpartition("/")[2]
-            found.setdefault(path, File(path, num_bytes, label))
+            found.setdefault(path, File(path, info.size, label, info.mtime_ns or 0))
     return [found[path] for path in sorted(found)]
 
 
@@ -113,14 +116,14 @@ def glob_root(path: str) -> str:
     return re.split(r"[*?\[]", path, maxsplit=1)[0].rpartition("/")[0]
 
 
-def _list_one(uri: str, *, anonymous: bool) -> list[tuple[str, int, str]]:
+def _list_one(uri: str, *, anonymous: bool) -> list[tuple[pafs.FileInfo, str]]:
     files, path = filesystem(uri, anonymous=anonymous)
     matches = re.compile("")
     try:
         # A slash at the end says that it is a prefix: no look at a key above it, which might not be allowed.
         info = None if path.endswith("/") else files.get_file_info(path)
         if info is not None and info.type == pafs.FileType.File:
-            return [(info.path, info.size, path)] if info.size else _none(uri)
+            return [(info, path)] if info.size else _none(uri)
         root = path.rstrip("/")
         if is_glob(path) and (info is None or info.type == pafs.FileType.NotFound):
             root, matches = glob_root(path), glob_pattern(path)
@@ -134,14 +137,14 @@ def _list_one(uri: str, *, anonymous: bool) -> list[tuple[str, int, str]]:
         msg = f"{uri}: a file below it has a name that is not UTF-8 ({error.object!r}); rename it"
         raise JobError(msg) from error
     kept = [
-        (entry.path, entry.size, root)
+        (entry, root)
         for entry, path in zip(found, names, strict=True)
         if entry.type == pafs.FileType.File and entry.size and is_data(path[len(root) :]) and matches.match(path)
     ]
     return kept or _none(uri)
 
 
-def _none(uri: str) -> list[tuple[str, int, str]]:
+def _none(uri: str) -> list[tuple[pafs.FileInfo, str]]:
     msg = f"{uri}: no input there (no file that holds a byte); check input.uri"
     raise JobError(msg)
 
@@ -177,4 +180,40 @@ def children(uri: str) -> list[str]:
         return sorted(entry.base_name for entry in found if entry.base_name)
     except OSError as error:
         msg = f"{uri}: cannot be looked up: {error}; check the bucket's name, the credentials and the endpoint"
+        raise JobError(msg) from error
+
+
+def read_bytes(uri: str) -> bytes | None:
+    """An object's content, or None if it is not there.
+
+    Raises:
+        JobError: the store does not answer, or refuses.
+    """
+    files, path = filesystem(uri)
+    try:
+        with files.open_input_stream(path, compression=None) as stream:
+            return bytes(stream.read())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        msg = f"{uri}: cannot be read: {error}; check the bucket's name, the credentials and the endpoint"
+        raise JobError(msg) from error
+
+
+def remove(uri: str) -> None:
+    """Removes an object, or all below a prefix (with a slash at its end); nothing may be there.
+
+    Raises:
+        JobError: the store does not answer, or refuses.
+    """
+    files, path = filesystem(uri)
+    try:
+        if uri.endswith("/"):
+            files.delete_dir(path)
+        else:
+            files.delete_file(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        msg = f"{uri}: cannot be removed: {error}; check the permissions"
         raise JobError(msg) from error

@@ -85,7 +85,7 @@ def _rows_of(spec: JobSpec, store: "_Metered", file: File) -> Iterator[dict[str,
     maker = RowMaker(spec, look_into(spec, store, [file], _MAX_ROWS))
     columns = ["source_uri", "position", "stage", "error_type", "error"]
     with store.open_input_file(file.path) as f:
-        for table in maker.tables(f, file.path):
+        for _, table in maker.tables(f, file.path):
             yield from table.select(columns).slice(0, _MAX_ROWS).to_pylist()
 
 

@@ -27,12 +27,3 @@ def test_every_key_lies_under_the_output_uri(name, key):
 
 def test_a_bucket_alone_is_a_prefix():
     assert Layout("s3://bucket").data_uri == "s3://bucket/data/"
-
-
-def test_the_same_task_has_the_same_part_name():
-    assert Layout("/out").part_name("run-1", 7) == "run-1-000007.parquet"
-
-
-def test_part_names_sort_by_task():
-    names = [Layout("/out").part_name("run", index) for index in (0, 2, 10, 999_999)]
-    assert names == sorted(names)

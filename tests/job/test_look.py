@@ -42,9 +42,10 @@ def test_a_look_tells_what_a_json_file_is_in_truth(looked, tmp_path, name, conte
     assert looked({name: content}).formats == {format_: (f"{tmp_path}/{name}", reason)}
 
 
-def test_a_look_tells_what_the_fingerprint_is_made_of(looked, tmp_path):
+def test_a_look_tells_files_and_sizes(looked, tmp_path):
     found = looked({"a.txt": b"x\n", "b.txt": b"123"})
-    assert (found.num_bytes, found.identity) == (5, [(f"{tmp_path}/a.txt", 2), (f"{tmp_path}/b.txt", 3)])
+    files = [(file.path, file.num_bytes, file.modified_ns > 0) for file in found.files]
+    assert (found.num_bytes, files) == (5, [(f"{tmp_path}/a.txt", 2, True), (f"{tmp_path}/b.txt", 3, True)])
 
 
 @pytest.mark.parametrize("files", [{"a.jsonl": LINE, "b.json": LINE}, {"a.jsonl": LINE, "b.txt": b"x\n"}])

@@ -27,9 +27,10 @@ def handler():
 def main(tmp_path, monkeypatch):
     """Runs the entrypoint with a pipeline that accepts `out`, if any, and returns, or raises, `outcome`."""
 
-    def run_main(outcome, spec=SPEC, out=None):
-        def run(spec, submission_id, accepted):
+    def run_main(outcome, spec=SPEC, out=None, arguments=()):
+        def run(spec, submission_id, accepted, **how):
             run_main.seen = (spec.model, submission_id)
+            run_main.how = how
             if out is not None:
                 accepted(Layout(out))
             if isinstance(outcome, BaseException):
@@ -39,7 +40,7 @@ def main(tmp_path, monkeypatch):
         monkeypatch.setattr(pipeline, "run", run)
         path = tmp_path / "spec.json"
         path.write_bytes(spec if isinstance(spec, bytes) else json.dumps(spec).encode())
-        return entrypoint.main([str(path), "--submission-id", "run-1"])
+        return entrypoint.main([str(path), "--submission-id", "run-1", *arguments])
 
     return run_main
 
@@ -191,7 +192,7 @@ import sys, time
 from rayferry.job import __main__ as entrypoint, pipeline
 from rayferry.job.layout import Layout
 
-def run(spec, submission_id, accepted):
+def run(spec, submission_id, accepted, **how):
     print("a line of vLLM", file=sys.stderr)
     accepted(Layout(spec.output.uri))
     print("ready")
@@ -241,3 +242,17 @@ def test_a_stopped_drivers_log_is_copied_to_its_last_line(driver):
 def test_the_log_of_a_driver_out_of_time_is_copied_to_its_last_line(driver):
     code, log, copy, status = driver("time.sleep(60)", timeout="4s")
     assert (code, copy, status) == (6, log, "TIMED_OUT")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "how"),
+    [
+        ((), {"resume": None, "overwrite": False}),
+        (("--resume", "same"), {"resume": "same", "overwrite": False}),
+        (("--resume", "new-input"), {"resume": "new-input", "overwrite": False}),
+        (("--overwrite",), {"resume": None, "overwrite": True}),
+    ],
+)
+def test_what_becomes_of_an_earlier_run_is_an_argument(main, arguments, how):
+    main(manifest(0), arguments=arguments)
+    assert main.how == how

@@ -1,11 +1,14 @@
+from dataclasses import replace
+
 import pytest
 
-from rayferry.job import manifest
+from rayferry.job import checkpoint, manifest
 from rayferry.job.errors import JobError
 from rayferry.job.progress import Snapshot
 from rayferry.job.sink import Part
+from rayferry.job.storage import File
 
-FILES = [("bucket/in/a.txt", 10)]
+FILES = [File("bucket/in/a.txt", 10, "a.txt", 5)]
 
 
 def part(kind, name, num_rows, num_generated=0):
@@ -21,7 +24,14 @@ def build(make_spec):
 
     def make(now=None, parts=PARTS, spec=None):
         now = now or Snapshot(rows_read=6, load_s=[2.0004], ready_at=1e9 + 2, vllm="0.32.0")
-        return manifest.build(spec or make_spec(), "run-1", files=FILES, parts=parts, now=now, started_at=1e9)
+        return manifest.build(
+            spec or make_spec(),
+            asked=checkpoint.asked({}, FILES),
+            parts=parts,
+            attempts=["run-1"],
+            now=now,
+            started_at=1e9,
+        )
 
     return make
 
@@ -112,8 +122,12 @@ def test_a_run_of_no_rows_has_a_manifest(build):
     assert build(Snapshot(), parts=[])["counts"] == {"total": 0, "succeeded": 0, "failed": 0}
 
 
+def fingerprint(spec, files):
+    return manifest.fingerprint(checkpoint.asked(manifest.settings(spec), files))
+
+
 def test_a_fingerprint_is_a_sha256(make_spec):
-    kind, _, digest = manifest.fingerprint(make_spec(), FILES).partition(":")
+    kind, _, digest = fingerprint(make_spec(), FILES).partition(":")
     assert (kind, len(digest)) == ("sha256", 64)
 
 
@@ -138,12 +152,15 @@ def test_a_fingerprint_is_a_sha256(make_spec):
     ids=str,
 )
 def test_what_changes_the_answers_changes_the_fingerprint(make_spec, changes):
-    assert manifest.fingerprint(make_spec(**changes), FILES) != manifest.fingerprint(make_spec(), FILES)
+    assert fingerprint(make_spec(**changes), FILES) != fingerprint(make_spec(), FILES)
 
 
-@pytest.mark.parametrize("files", [[], [("bucket/in/a.txt", 11)], [*FILES, ("bucket/in/b.txt", 1)]])
+@pytest.mark.parametrize(
+    "files",
+    [[], [replace(FILES[0], num_bytes=11)], [replace(FILES[0], modified_ns=6)], [*FILES, replace(FILES[0], path="b")]],
+)
 def test_other_files_are_another_fingerprint(make_spec, files):
-    assert manifest.fingerprint(make_spec(), files) != manifest.fingerprint(make_spec(), FILES)
+    assert fingerprint(make_spec(), files) != fingerprint(make_spec(), FILES)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +179,7 @@ def test_other_files_are_another_fingerprint(make_spec, files):
     ids=str,
 )
 def test_what_only_changes_the_way_keeps_the_fingerprint(make_spec, changes):
-    assert manifest.fingerprint(make_spec(**changes), FILES) == manifest.fingerprint(make_spec(), FILES)
+    assert fingerprint(make_spec(**changes), FILES) == fingerprint(make_spec(), FILES)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """The whole pipeline on a real Ray head and a real S3 server; only the model is a stub."""
 
+import asyncio
 import gzip
 import hashlib
 import io
 import json
 import os
+import subprocess
 import sys
 import uuid
 import warnings
@@ -70,6 +72,21 @@ class Lossy(Upper):
 
     async def __call__(self, table):
         return (await super().__call__(table)).slice(1)
+
+
+class Breaking(Upper):
+    """Breaks at the prompt `boom` once a part is written, if its model names a file that is there."""
+
+    def __init__(self, spec, device, progress, openai):
+        super().__init__(spec, device, progress, openai)
+        self.is_broken = Path(spec.model).exists()
+
+    async def __call__(self, table):
+        if self.is_broken and "boom" in table.column("prompt").to_pylist():
+            while not (await self.progress.snapshot.remote()).succeeded:  # noqa: ASYNC110  # it is another process's
+                await asyncio.sleep(0.2)
+            raise RuntimeError("boom")
+        return await super().__call__(table)
 
 
 class Mortal(Upper):
@@ -334,7 +351,7 @@ def test_no_manifest_is_written_when_rows_are_missing(spec_of):
 def test_an_output_that_holds_a_run_is_refused(spec_of, key):
     spec = spec_of({"a.txt": b"x\n"})
     storage.write_bytes(spec.output.uri + key, b"x")
-    with pytest.raises(JobError, match=r"is not empty .* choose another output.uri, or empty it first"):
+    with pytest.raises(JobError, match=r"is not empty .*--overwrite.* or choose another output.uri"):
         pipeline.run(spec, "run-2", Upper)
 
 
@@ -481,3 +498,88 @@ def test_a_hopeless_run_ends_early(spec_of):
 def test_a_block_is_as_large_as_rows_bytes_and_work_allow(make_spec, rows, row_bytes, changes, expected):
     found = SimpleNamespace(num_rows=rows, row_bytes=row_bytes)
     assert pipeline.block_rows(make_spec(**changes), found) == expected
+
+
+def lines_of_words(name, count):
+    return "".join(f"{name} {at}\n" for at in range(count)).encode()
+
+
+def broken_off(spec, address):
+    """Runs a job in a process of its own until it breaks, with part of its rows done; it will not break again."""
+    mark = Path(spec.model)
+    mark.touch()
+    driver = [sys.executable, __file__, json.dumps(spec.to_json()), address]
+    ended = subprocess.run(driver, check=False, capture_output=True, text=True, timeout=120)
+    assert "boom" in ended.stderr
+    mark.unlink()
+
+
+@pytest.fixture
+def resumable(spec_of, tmp_path, cluster):
+    """A job of 1,201 rows, in text and Parquet, that broke off when parts of it were done."""
+    texts = pa.table({"text": [f"p {at}" for at in range(300)]})
+    stream = io.BytesIO()
+    pq.write_table(texts, stream, row_group_size=100)
+    files = {f"{name}.txt": lines_of_words(name, 300) for name in "abc"} | {"p.parquet": stream.getvalue()}
+    files["b.txt"] += b"boom\n"
+    spec = spec_of(files, model=str(tmp_path / "break"), batch_size=10)
+    spec = spec.model_copy(update={"output": spec.output.model_copy(update={"rows_per_part": 50})})
+    broken_off(spec, cluster.gcs_address)
+    return spec
+
+
+def parts_there(spec):
+    return {key for key in keys_under(spec.output.uri) if key.startswith(("data/", "errors/"))}
+
+
+def test_a_resumed_run_has_every_row_once_and_no_row_again(resumable):
+    records = [key for key in keys_under(resumable.output.uri) if "checkpoint/run-1-0" in key]
+    assert records
+    before = parts_there(resumable)
+    storage.write_bytes(f"{resumable.output.uri}data/run-1-000099-ffff.parquet", b"half a part, which no record names")
+    manifest = pipeline.run(resumable, "run-1-a2", Breaking, resume="same")
+    rows = [row for part in manifest["parts"] for row in rows_of(part["uri"])]
+    assert len(rows) == len({row["id"] for row in rows}) == 1201
+    assert {row["generated_text"] for row in rows if row["id"].startswith("b")} >= {"B 0", "B 299", "BOOM"}
+    assert manifest["counts"] == {"total": 1201, "succeeded": 1201, "failed": 0}
+    assert manifest["attempts"] == ["run-1", "run-1-a2"]
+    listed = {part["uri"] for part in manifest["parts"]}
+    assert {key.rpartition("/")[2] for key in parts_there(resumable)} == {uri.rpartition("/")[2] for uri in listed}
+    kept = [uri for uri in listed if "/run-1-0" in uri]
+    assert len(kept) >= len(records)
+    assert {uri.rpartition("/")[2] for uri in kept} <= {key.rpartition("/")[2] for key in before}
+
+
+def test_a_run_that_is_over_is_resumed_without_doing_anything(resumable):
+    first = pipeline.run(resumable, "run-1-a2", Breaking, resume="same")
+    assert pipeline.run(resumable, "run-1-a3", Breaking, resume="same") == first
+
+
+def test_a_resumed_run_of_another_temperature_is_refused(resumable):
+    other = resumable.model_copy(update={"sampling": resumable.sampling.model_copy(update={"temperature": 0.5})})
+    with pytest.raises(JobError, match=r"sampling.temperature: null -> 0.5"):
+        pipeline.run(other, "run-2", Breaking, resume="same")
+
+
+def test_a_resumed_run_of_another_input_is_refused(resumable):
+    storage.write_bytes(f"{resumable.input.uris[0]}a.txt", b"other\n")
+    with pytest.raises(JobError, match=r"1 file changed, such as .*/in/a.txt"):
+        pipeline.run(resumable, "run-2", Breaking, resume="same")
+
+
+def test_new_files_are_answered_where_that_is_asked_for(resumable):
+    storage.write_bytes(f"{resumable.input.uris[0]}z.txt", b"new\n")
+    manifest = pipeline.run(resumable, "run-2", Breaking, resume="new-input")
+    assert manifest["counts"]["succeeded"] == 1202
+
+
+def test_an_overwritten_run_is_only_the_new_one(resumable):
+    manifest = pipeline.run(resumable, "run-2", Breaking, overwrite=True)
+    assert manifest["counts"]["succeeded"] == 1201
+    assert all("/run-2-" in part["uri"] for part in manifest["parts"])
+    assert not any("run-1" in key for key in keys_under(resumable.output.uri))
+
+
+if __name__ == "__main__":  # an attempt that breaks, see `broken_off`
+    ray.init(address=sys.argv[2])
+    pipeline.run(parse(json.loads(sys.argv[1]), "job"), "run-1", Breaking)

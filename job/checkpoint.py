@@ -1,0 +1,351 @@
+"""What of a run is done, durably: a record beside the parts of every write task, and what the run was asked.
+
+A record is written after its parts and names their rows by file and position. So a row is done if a record says so,
+however an attempt ended; what a part holds that no record names was never done, and is removed. Positions that follow
+each other are one span, so that ten million rows are some thousand numbers.
+"""
+
+import json
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rayferry.job import storage
+from rayferry.job.errors import JobError
+from rayferry.job.layout import Layout
+from rayferry.job.log import counted, say
+
+SCHEMA_VERSION = 1
+_THREADS = 32
+_SHOWN = 5
+Positions = npt.NDArray[np.int64]
+
+
+class Spans:
+    """Rows of one file that are done, as spans of positions."""
+
+    def __init__(self, spans: Iterable[Sequence[int]]) -> None:
+        """Takes spans (start, stop), in any order.
+
+        Raises:
+            JobError: two of them overlap.
+        """
+        ordered = np.array(sorted((start, stop) for start, stop in spans), np.int64).reshape(-1, 2)
+        self._starts, self._stops = ordered[:, 0], ordered[:, 1]
+        if (self._starts[1:] < self._stops[:-1]).any():
+            msg = "some rows are done twice, by the run's own records; start it anew with --overwrite"
+            raise JobError(msg)
+        self._before = np.concatenate([[0], np.cumsum(self._stops - self._starts)])
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return int(self._before[-1])
+
+    def contain(self, positions: "Sequence[int] | Positions") -> "npt.NDArray[np.bool_]":
+        """For each position, whether it is done."""
+        wanted = np.asarray(positions, np.int64)
+        at = np.searchsorted(self._starts, wanted, side="right") - 1
+        return (at >= 0) & (wanted < self._stops[at]) if len(self._starts) else np.zeros(len(wanted), bool)
+
+    def cover(self, start: int, stop: int) -> bool:
+        """True if all positions from `start` to before `stop` are done."""
+        return self._below(stop) - self._below(start) == stop - start
+
+    def _below(self, position: int) -> int:
+        at = int(np.searchsorted(self._starts, position, side="right")) - 1
+        return int(self._before[at] + min(position, self._stops[at]) - self._starts[at]) if at >= 0 else 0
+
+
+def spans_of(table: pa.Table) -> dict[str, list[list[int]]]:
+    """The rows of a table by their file, as spans; by its columns `source_uri` and `position`."""
+    found = {}
+    for uri in pc.unique(table.column("source_uri")).to_pylist():
+        mine = table.filter(pc.equal(table.column("source_uri"), uri)).column("position")
+        positions = np.sort(mine.to_numpy())
+        cuts = np.flatnonzero(np.diff(positions) != 1) + 1
+        found[uri] = [[int(span[0]), int(span[-1]) + 1] for span in np.split(positions, cuts)]
+    return found
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one write task did.
+
+    Attributes:
+        parts: its parts, as the manifest lists them.
+        rows: spans of the rows in them, by file.
+    """
+
+    parts: list[dict[str, Any]]
+    rows: dict[str, list[list[int]]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Its form in `_meta/checkpoint/`."""
+        return {"schema_version": SCHEMA_VERSION, "parts": self.parts, "rows": self.rows}
+
+    @classmethod
+    def read(cls, uri: str) -> "Record | None":
+        """A record, or None if there is none.
+
+        Raises:
+            JobError: it is not one of ours.
+        """
+        found = _read_json(uri)
+        if found is None:
+            return None
+        try:
+            return cls(found["parts"], found["rows"])
+        except (KeyError, TypeError) as error:
+            msg = f"{uri}: not a record of a finished task; start anew with --overwrite"
+            raise JobError(msg) from error
+
+
+@dataclass(frozen=True)
+class Done:
+    """What earlier attempts of the run left.
+
+    Attributes:
+        records: of all their write tasks.
+        spans: done rows of each file, by path.
+        num_rows: rows of the files that were read to their end, by path.
+        attempts: their submission ids, in order.
+        manifest: of the run, if it is over.
+    """
+
+    records: list[Record] = field(default_factory=list)
+    spans: dict[str, Spans] = field(default_factory=dict)
+    num_rows: dict[str, int] = field(default_factory=dict)
+    attempts: list[str] = field(default_factory=list)
+    manifest: dict[str, Any] | None = None
+
+    @property
+    def parts(self) -> list[dict[str, Any]]:
+        """The parts of all records."""
+        return [part for record in self.records for part in record.parts]
+
+    def whole(self, file: storage.File) -> bool:
+        """True if every row of a file is done."""
+        return self.num_rows.get(file.path) == len(self.spans.get(file.path, ()))
+
+
+def check_output(layout: Layout, *, resume: str | None = None, overwrite: bool = False) -> dict[str, Any] | None:
+    """Makes sure that the output is empty, or one to go on with; changes nothing.
+
+    Args:
+        layout: the run's places.
+        resume: None for a run that begins; `same` to go on with one that was asked exactly this; `new-input` if files
+            may have come since.
+        overwrite: what an earlier run left is to be removed.
+
+    Returns:
+        What the run was asked that is to be gone on with, or None.
+
+    Raises:
+        JobError: the output holds something, and it was not said what should become of it.
+    """
+    if overwrite:
+        return None
+    before: dict[str, Any] | None = _read_json(layout.run_uri)
+    if resume is None or before is None:
+        _refuse_used(layout, before, is_resume=resume is not None)
+        return None
+    return before
+
+
+def begin(
+    layout: Layout,
+    submission_id: str,
+    before: Mapping[str, Any] | None,
+    now: Mapping[str, Any],
+    *,
+    new_files: bool = False,
+) -> Done:
+    """Makes the output this attempt's, and finds what is done.
+
+    Args:
+        layout: the run's places.
+        submission_id: the Ray job that begins.
+        before: what `check_output` gave; None: whatever is there is removed.
+        now: what this attempt is asked, by `asked`.
+        new_files: files may have come since.
+
+    Raises:
+        JobError: the run was begun with another job file or input.
+    """
+    if before is None:
+        _empty(layout)
+    else:
+        _refuse_other(layout, before["settings"], now["settings"])
+        _refuse_other_input(layout, before["files"], now["files"], new_files=new_files)
+    if before is None or before["files"] != now["files"]:
+        run = submission_id if before is None else before["run"]
+        state = {"schema_version": SCHEMA_VERSION, "run": run, **now}
+        storage.write_bytes(layout.run_uri, json.dumps(state).encode())
+    attempt = {"schema_version": SCHEMA_VERSION, "submission_id": submission_id}
+    storage.write_bytes(f"{layout.attempts_uri}{submission_id}.json", json.dumps(attempt).encode())
+    return Done(attempts=[submission_id]) if before is None else _done(layout, submission_id)
+
+
+def _empty(layout: Layout) -> None:
+    """Removes what a run left, the manifest first and the state last: if it is cut short, it can be done again."""
+    there = {layout.output_uri + name for name in storage.children(layout.output_uri)}
+    there |= {layout.meta_uri + name for name in storage.children(layout.meta_uri)}
+    parts = (layout.data_uri, layout.errors_uri, layout.openai_uri)
+    for uri in (layout.manifest_uri, *parts, layout.checkpoint_uri, layout.attempts_uri, layout.run_uri):
+        if uri.rstrip("/") in there:
+            storage.remove(uri)
+
+
+def asked(settings: Mapping[str, Any], files: Sequence[storage.File]) -> dict[str, Any]:
+    """What decides a run's answers: see `manifest.settings`, and of each file its path, size and last change."""
+    identity = [[file.path, file.num_bytes, file.modified_ns] for file in files]
+    return {"settings": json.loads(json.dumps(settings)), "files": identity}
+
+
+def _refuse_used(layout: Layout, before: Mapping[str, Any] | None, *, is_resume: bool) -> None:
+    """Refuses an output that holds something, but for what a run that wrote no row leaves in `_meta/`."""
+    found = [name for name in storage.children(layout.output_uri) if name != "_meta"]
+    found += [name for name in storage.children(layout.meta_uri) if layout.manifest_uri.endswith("/" + name)]
+    if not found:
+        return
+    anew = "start anew with --overwrite, which removes it; or choose another output.uri"
+    if is_resume:
+        msg = f"{layout.output_uri} holds {found[0]}, but no run that can be resumed; {anew}"
+    elif before is None:
+        msg = f"{layout.output_uri} is not empty ({found[0]} is there); {anew}"
+    else:
+        over = "a finished" if "manifest.json" in found else "an unfinished"
+        msg = f"{layout.output_uri} is not empty: it holds {over} run ({before['run']}); go on with --resume, or {anew}"
+    raise JobError(msg)
+
+
+def _refuse_other(layout: Layout, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    changed = [f"{key}: {_short(old)} -> {_short(new)}" for key, old, new in _differences("", before, now)]
+    if changed:
+        msg = (
+            f"{layout.output_uri} was begun with another job file, so its answers would not fit together "
+            f"({'; '.join(changed[:_SHOWN])}); change that back, or start anew with --overwrite"
+        )
+        raise JobError(msg)
+
+
+def _differences(path: str, before: Any, now: Any) -> list[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = sorted(before.keys() | now.keys())
+        return [
+            found
+            for key in keys
+            for found in _differences(f"{path}.{key}" if path else key, before.get(key), now.get(key))
+        ]
+    return [] if before == now else [(path, before, now)]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."  # noqa: PLR2004
+
+
+def _refuse_other_input(layout: Layout, before: list[list[Any]], now: list[list[Any]], *, new_files: bool) -> None:
+    old, new = ({file[0]: file[1:] for file in files} for files in (before, now))
+    kinds = {
+        "gone": [path for path in old if path not in new],
+        "changed": [path for path in old if path in new and old[path] != new[path]],
+        "new": [path for path in new if path not in old],
+    }
+    if new_files:
+        del kinds["new"]
+    told = [f"{counted(len(paths), 'file')} {kind}, such as {paths[0]}" for kind, paths in kinds.items() if paths]
+    if told:
+        only_new = [kind for kind, paths in kinds.items() if paths] == ["new"]
+        hint = "answer them too with --resume=new-input, or " if only_new else ""
+        msg = (
+            f"the input is not what {layout.output_uri} was begun with ({'; '.join(told)}); "
+            f"{hint}start anew with --overwrite"
+        )
+        raise JobError(msg)
+
+
+def _done(layout: Layout, submission_id: str) -> Done:
+    names = storage.children(layout.checkpoint_uri)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        uris = [layout.checkpoint_uri + name for name in names]
+        records = threads.map(Record.read, [uri for uri in uris if not uri.endswith(_FILES)])
+        read_files = list(threads.map(_read_json, [uri for uri in uris if uri.endswith(_FILES)]))
+        found = [record for record in records if record is not None]
+    spans: dict[str, list[list[int]]] = {}
+    for record in found:
+        for uri, several in record.rows.items():
+            spans.setdefault(uri.removeprefix("s3://"), []).extend(several)
+    done = Done(
+        records=found,
+        spans={path: Spans(several) for path, several in spans.items()},
+        num_rows={path: rows for files in read_files if files for path, rows in files.items()},
+        attempts=attempts(layout, submission_id),
+        manifest=_read_json(layout.manifest_uri),
+    )
+    if done.manifest is None:
+        say(f"resumed: {sum(map(len, done.spans.values())):,} rows are done already")
+    return done
+
+
+_FILES = "-files.json"
+
+
+def attempts(layout: Layout, submission_id: str) -> list[str]:
+    """The Ray jobs that have worked on a run, this one last."""
+    names = [name.removesuffix(".json") for name in storage.children(layout.attempts_uri)]
+    return [*(name for name in names if name != submission_id), submission_id]
+
+
+def save_files(layout: Layout, submission_id: str, num_rows: Mapping[str, int]) -> None:
+    """Keeps how many rows files have that were read to their end, so that a file that is done is not read again."""
+    storage.write_bytes(f"{layout.checkpoint_uri}{submission_id}{_FILES}", json.dumps(dict(num_rows)).encode())
+
+
+def record_uri(layout: Layout, submission_id: str, task: int) -> str:
+    """Where a write task's record is: one that is tried again finds it."""
+    return f"{layout.checkpoint_uri}{submission_id}-{task:06d}.json"
+
+
+def part_name(submission_id: str, task: int) -> str:
+    """A name for one try of a write task's parts, without the suffix: no two tries share one."""
+    return f"{submission_id}-{task:06d}-{secrets.token_hex(2)}"
+
+
+def remove_orphans(layout: Layout, parts: Iterable[str], attempts: Sequence[str]) -> None:
+    """Removes parts of this run's attempts that no record names.
+
+    Args:
+        layout: the run's places.
+        parts: URIs of the run's parts.
+        attempts: the submission ids whose parts may be removed.
+
+    Raises:
+        JobError: there are parts of somebody else.
+    """
+    ours = {uri.rpartition("/")[2] for uri in parts}
+    begun = tuple(f"{name}-" for name in attempts)
+    for uri in (layout.data_uri, layout.errors_uri, layout.openai_uri):
+        for name in storage.children(uri):
+            if name in ours:
+                continue
+            if not name.startswith(begun):
+                msg = f"{layout.output_uri} holds {name}, which this run did not write: another one uses this output"
+                raise JobError(msg)
+            storage.remove(uri + name)
+
+
+def _read_json(uri: str) -> Any:
+    content = storage.read_bytes(uri)
+    try:
+        return None if content is None else json.loads(content)
+    except ValueError as error:
+        msg = f"{uri}: not JSON ({error}); start anew with --overwrite"
+        raise JobError(msg) from error

@@ -1,0 +1,215 @@
+"""One writer to an output: an object in it that says who, made and renewed by conditional puts.
+
+Its age is told by the store's own clock. A holder that dies leaves it to expire; one that lost it ends its process, as
+somebody else counts on what is there.
+
+Source: https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html
+"""
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from rayferry.job import storage
+from rayferry.job.errors import JobError
+from rayferry.job.log import say
+
+TTL_S = 60.0
+_RENEW_S = 15.0
+_POLL_S = 2.0
+_CONFLICT = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
+_NO_CONDITIONS = {"NotImplemented", "501"}
+
+
+class _Store(Protocol):
+    """Where the object is."""
+
+    def put(self, content: bytes, tag: str | None) -> str | None:
+        """Writes it if it is as `tag` says (None: not there). Gives its new tag, or None if it is not so."""
+
+    def get(self) -> tuple[bytes, str, float] | None:
+        """Its content, tag and age in seconds; None if it is not there."""
+
+    def remove(self) -> None:
+        """Removes it."""
+
+
+class Lease:
+    """The right to write to an output, held inside a `with` block."""
+
+    def __init__(self, uri: str, submission_id: str, *, patient: bool = False) -> None:
+        """Prepares.
+
+        Args:
+            uri: the object.
+            submission_id: who asks.
+            patient: wait until the lease of one that may be dead has expired, rather than refuse at once.
+        """
+        self._uri = uri
+        self._submission_id = submission_id
+        self._patient = patient
+        self._store: _Store = _S3(uri) if uri.startswith("s3://") else _Local(uri)
+        self._tag: str | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="rayferry-lease", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Takes the lease.
+
+        Raises:
+            JobError: somebody else has it.
+        """
+        self._tag = self._take()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Gives it back; again, or where it was never taken, does nothing."""
+        if self._tag is not None and not self._ended.is_set():
+            self._ended.set()
+            try:
+                self._store.remove()
+            except Exception as error:  # noqa: BLE001  # it expires by itself
+                say(f"{self._uri} could not be removed ({error}); it expires in {TTL_S:g} s")
+
+    def _content(self) -> bytes:
+        return json.dumps({"schema_version": 1, "submission_id": self._submission_id, "ttl_s": TTL_S}).encode()
+
+    def _take(self) -> str:
+        until = time.monotonic() + TTL_S + 2 * _RENEW_S
+        told = False
+        while True:
+            tag = self._store.put(self._content(), None)
+            if tag is not None:
+                return tag
+            found = self._store.get()
+            if found is None:
+                continue
+            content, old, age_s = found
+            holder = _holder(content)
+            if age_s > TTL_S or holder == self._submission_id:
+                tag = self._store.put(self._content(), old)
+                if tag is not None:
+                    return tag
+                continue
+            if not self._patient or time.monotonic() > until:
+                msg = (
+                    f"{holder} is writing to this output (it said so {age_s:.0f} s ago); follow it: "
+                    f"rayferry logs -f {holder}, or stop it; if it is dead, try again in {TTL_S:g} s"
+                )
+                raise JobError(msg)
+            if not told:
+                told = True
+                say(f"waiting for {holder} to be over, or for its lease to expire ({TTL_S:g} s)")
+            time.sleep(_POLL_S)
+
+    def _keep(self) -> None:
+        while not self._ended.wait(_RENEW_S):
+            try:
+                tag = self._store.put(self._content(), self._tag)
+            except Exception as error:  # noqa: BLE001  # the store may come back; until somebody takes it, it is ours
+                say(f"{self._uri} could not be renewed just now ({error})")
+                continue
+            if self._ended.is_set():
+                return
+            if tag is None:
+                found = self._store.get()
+                if found is not None and _holder(found[0]) == self._submission_id:  # a put whose answer was lost
+                    self._tag = found[1]
+                    continue
+                say(f"error: {_holder(found[0]) if found else 'somebody'} has taken this output over; this job ends")
+                os._exit(1)
+            self._tag = tag
+
+
+def _holder(content: bytes) -> str:
+    try:
+        return str(json.loads(content)["submission_id"])
+    except (ValueError, KeyError, TypeError):
+        return "somebody"
+
+
+class _S3:
+    """By boto3: Arrow's filesystem has no conditional puts."""
+
+    def __init__(self, uri: str) -> None:
+        import boto3  # noqa: PLC0415  # a job without S3 does not need it
+
+        self._client = boto3.client("s3", region_name=os.environ.get("AWS_REGION") or None)
+        bucket, _, key = uri.removeprefix("s3://").partition("/")
+        self._place = {"Bucket": bucket, "Key": key}
+
+    def put(self, content: bytes, tag: str | None) -> str | None:
+        condition = {"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag}
+        return self._asked(lambda: str(self._client.put_object(Body=content, **condition, **self._place)["ETag"]))
+
+    def get(self) -> tuple[bytes, str, float] | None:
+        return self._asked(self._get)
+
+    def _get(self) -> tuple[bytes, str, float]:
+        answer = self._client.get_object(**self._place)
+        now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        return answer["Body"].read(), answer["ETag"], (now - answer["LastModified"]).total_seconds()
+
+    def remove(self) -> None:
+        self._client.delete_object(**self._place)
+
+    def _asked(self, ask: Callable[[], Any]) -> Any:
+        from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+
+        try:
+            return ask()
+        except BotoCoreError as error:
+            msg = f"s3://{self._place['Bucket']}/{self._place['Key']}: cannot be written: {error}"
+            raise JobError(msg) from error
+        except ClientError as error:
+            code = str(error.response.get("Error", {}).get("Code", ""))
+            if code in _CONFLICT | {"NoSuchKey", "404"}:
+                return None
+            hint = "; this store has no conditional puts" if code in _NO_CONDITIONS else ""
+            msg = f"s3://{self._place['Bucket']}/{self._place['Key']}: cannot be written: {error}{hint}"
+            raise JobError(msg) from error
+
+
+class _Local:
+    """On a disk."""
+
+    def __init__(self, uri: str) -> None:
+        self._path = Path(storage.filesystem(uri)[1])
+
+    def put(self, content: bytes, tag: str | None) -> str | None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if tag is not None:
+            found = self.get()
+            if found is None or found[1] != tag:
+                return None
+            self._path.write_bytes(content)
+            return self._tag(content)
+        try:
+            with self._path.open("xb") as file:
+                file.write(content)
+        except FileExistsError:
+            return None
+        return self._tag(content)
+
+    def _tag(self, content: bytes) -> str:
+        return f"{content!r} {self._path.stat().st_mtime_ns}"
+
+    def get(self) -> tuple[bytes, str, float] | None:
+        try:
+            content = self._path.read_bytes()
+            return content, self._tag(content), time.time() - self._path.stat().st_mtime
+        except FileNotFoundError:
+            return None
+
+    def remove(self) -> None:
+        self._path.unlink(missing_ok=True)

@@ -1,0 +1,95 @@
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from rayferry.job import lease as lease_module
+from rayferry.job import storage
+from rayferry.job.errors import JobError
+from rayferry.job.lease import Lease
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    monkeypatch.setattr(lease_module, "TTL_S", 1.5)
+    monkeypatch.setattr(lease_module, "_RENEW_S", 0.2)
+    monkeypatch.setattr(lease_module, "_POLL_S", 0.1)
+
+
+@pytest.fixture(params=["s3", "disk"])
+def uri(request, tmp_path):
+    root = request.getfixturevalue("bucket_uri") if request.param == "s3" else str(tmp_path / "out")
+    return f"{root}/_meta/lease.json"
+
+
+def test_a_lease_is_there_while_it_is_held(uri):
+    with Lease(uri, "run-1"):
+        assert storage.read_bytes(uri) is not None
+    assert storage.read_bytes(uri) is None
+
+
+def test_a_second_one_is_told_who_holds_it(uri):
+    with Lease(uri, "run-1"), pytest.raises(JobError, match=r"^run-1 is writing to this output .*logs -f run-1"):
+        Lease(uri, "run-2").__enter__()
+
+
+def test_the_holder_may_take_it_again(uri):
+    with Lease(uri, "run-1"), Lease(uri, "run-1"):
+        pass
+
+
+def test_a_lease_that_was_given_back_can_be_taken(uri):
+    with Lease(uri, "run-1"):
+        pass
+    with Lease(uri, "run-2"):
+        pass
+
+
+DIES = """
+import os, sys
+from rayferry.job import lease
+lease.TTL_S = 1.5
+lease.Lease(sys.argv[1], "dead").__enter__()
+os._exit(1)
+"""
+
+
+def test_a_lease_whose_holder_died_expires(uri, hasty):
+    subprocess.run([sys.executable, "-c", DIES, uri], check=False)
+    start = time.monotonic()
+    with Lease(uri, "run-2", patient=True):
+        assert time.monotonic() - start < 30
+
+
+def test_a_lease_that_is_renewed_does_not_expire(uri, hasty):
+    with Lease(uri, "run-1"), pytest.raises(JobError, match="run-1 is writing"):
+        Lease(uri, "run-2", patient=True).__enter__()
+
+
+LOSES = """
+import sys, time
+from rayferry.job import lease, storage
+lease._RENEW_S = 0.2
+with lease.Lease(sys.argv[1], "run-1"):
+    storage.write_bytes(sys.argv[1], b'{"submission_id": "run-2"}')
+    time.sleep(20)
+"""
+
+
+def test_who_lost_it_ends(uri):
+    ended = subprocess.run([sys.executable, "-c", LOSES, uri], check=False, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, "run-2 has taken this output over" in ended.stdout) == (1, True)
+
+
+def test_of_many_at_once_one_gets_it(uri):
+    def take(name):
+        try:
+            Lease(uri, name).__enter__()
+        except JobError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as threads:
+        assert sum(threads.map(take, [f"run-{at}" for at in range(8)])) == 1
