@@ -4,20 +4,20 @@ import asyncio
 import contextlib
 import logging
 import queue
-import random
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 from rayferry.job.errors import RayferryError
 from rayferry.job.log import MARK
-from rayferry.submit.client import ClusterError, JobInfo, NoSuchJobError
+from rayferry.submit.client import JobInfo
+from rayferry.submit.pauses import growing_pauses
+from rayferry.submit.transport import ClusterError, NoSuchJobError
 
 _POLL_S = 1.0
 _FIRST_POLL_S = 0.2
-_MAX_PAUSE_S = 15.0
 _LOST_AFTER_S = 120.0
 _LOG_TRIES = 3
 # The whole log beside the stream: how often, in what share of the time, and up to which length.
@@ -149,12 +149,12 @@ def follow(  # noqa: PLR0913  # each of them a choice of the caller's
     contact = _Contact(cluster, submission_id, lost_after_s)
     end = time.monotonic() + timeout_s if timeout_s is not None else None
     told: tuple[str, str] = ("", "")
-    pauses = _pauses(_FIRST_POLL_S)
+    pauses = growing_pauses(_FIRST_POLL_S)
     try:
         while True:
             info = contact.ask()
             if info is not None:
-                pauses = _pauses(_FIRST_POLL_S if info.status == "PENDING" else _POLL_S)
+                pauses = growing_pauses(_FIRST_POLL_S if info.status == "PENDING" else _POLL_S)
                 state = (info.status, info.message if info.status == "PENDING" else "")
                 if state != told:
                     told = state
@@ -178,14 +178,6 @@ def follow(  # noqa: PLR0913  # each of them a choice of the caller's
 def _start(threads: list[threading.Thread]) -> None:
     while threads:
         threads.pop().start()
-
-
-def _pauses(first_s: float) -> Iterator[float]:
-    """Seconds between questions: longer and longer, and not the same for all who ask."""
-    pause = first_s
-    while True:
-        yield pause * random.uniform(0.75, 1.25)  # noqa: S311  # nothing is kept secret by it
-        pause = min(2 * pause, _MAX_PAUSE_S)
 
 
 class _Contact:
@@ -249,11 +241,11 @@ def _stream(
                     break
         return max(at, seen)
 
-    seen, pauses = 0, _pauses(_POLL_S)
+    seen, pauses = 0, growing_pauses(_POLL_S)
     while not over.is_set():
         before, seen = seen, asyncio.run(once(seen))
         if seen > before:
-            pauses = _pauses(_POLL_S)
+            pauses = growing_pauses(_POLL_S)
         else:  # such as one that ends at a bad byte, each time
             with contextlib.suppress(ClusterError):
                 pieces.put((_whole_lines(cluster.logs(submission_id)), 0))

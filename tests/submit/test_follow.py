@@ -267,13 +267,6 @@ def test_a_job_over_at_its_last_moment_is_no_timeout(fake_cluster, watch):
     assert watch(fake_cluster(["SUCCEEDED"]), timeout_s=0)[1].status == "SUCCEEDED"
 
 
-def test_pauses_grow_to_a_quarter_of_a_minute_and_differ():
-    pauses = [next(following) for following in [follow_module._pauses(1.0)] for _ in range(10)]
-    assert 0.75 <= pauses[0] <= 1.25
-    assert 11.25 <= pauses[-1] <= 18.75
-    assert len(set(pauses)) == 10
-
-
 @pytest.mark.parametrize(
     ("pieces", "expected"),
     [
