@@ -136,8 +136,9 @@ def check(job: Path, sets: tuple[str, ...], address: Flags, skip: tuple[str, ...
     from rayferry.submit.client import Cluster
     from rayferry.submit.preflight import preflight
 
-    report.left_out(request.build_request(spec, place.url, f"{spec.name}-check").package)
-    probes = preflight(spec, place, lambda: Cluster(place), skip)
+    package = request.build_request(spec, place.url, f"{spec.name}-check").package
+    report.left_out(package)
+    probes = preflight(spec, place, lambda: Cluster(place), package, skip)
     if as_json:
         report.json_datum([asdict(probe) for probe in probes])
     else:

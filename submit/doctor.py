@@ -172,13 +172,14 @@ def _cluster(address: Address | None) -> Seen:
     if address is None:
         return
     from rayferry.submit.client import Cluster
-    from rayferry.submit.probes import check_versions
+    from rayferry.submit.probes import check_python, check_versions, cluster_versions
 
     cluster = Cluster(address)
     version = cluster.version()
-    yield "ok", f"answers: Ray {version['ray_version']}, session {version.get('session_name') or 'unknown'}", ""
+    yield "ok", f"answers: {cluster_versions(version)}, session {version.get('session_name') or 'unknown'}", ""
     try:
         check_versions(version["ray_version"], importlib.metadata.version("ray"))
+        check_python(version.get("python_version"))
     except RayferryError as error:
         what, _, fix = str(error).replace("; ", ": ", 1).partition(": ")
         yield "problem", what, fix

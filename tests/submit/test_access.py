@@ -166,7 +166,7 @@ def test_the_stream_comes_over_tls(secure, verify):
 
 def test_the_stream_does_not_trust_what_requests_do_not_trust(secure):
     cluster = Cluster(secure.address(verify=False))
-    cluster._client._ssl_context = None
+    cluster._transport.sdk._ssl_context = None
     with pytest.raises(OSError, match="certificate verify failed"):
         stream(cluster)
 
