@@ -3,7 +3,9 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
+import subprocess
 import threading
 import time
 from dataclasses import dataclass, field
@@ -74,6 +76,24 @@ def interrupts():
     before = signal.getsignal(signal.SIGINT)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """Makes a certificate, signed by itself; gives the path of it and of its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl here to make a certificate with")
+    folder = tmp_path_factory.mktemp("tls")
+
+    def make(name, alternative):
+        paths = folder / f"{name}.pem", folder / f"{name}.key"
+        if not paths[0].exists():
+            command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"]
+            command += ["-addext", f"subjectAltName={alternative}", "-out", str(paths[0]), "-keyout", str(paths[1])]
+            subprocess.run(command, check=True, capture_output=True)
+        return paths
+
+    return make
 
 
 @pytest.fixture

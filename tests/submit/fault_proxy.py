@@ -39,13 +39,17 @@ class FaultProxy:
     def away(self, seconds):
         """Cuts all connections and takes none for a while, as a dashboard does that is started again."""
         port = self._server.getsockname()[1]
+        self.leave()
+        time.sleep(seconds)
+        self._listen(port)
+
+    def leave(self):
+        """Cuts all connections and takes none any more."""
         self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
         for one in self._open:
             with suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
-        time.sleep(seconds)
-        self._listen(port)
 
     def _listen(self, port):
         self._server = socket.create_server(("127.0.0.1", port))
