@@ -49,6 +49,7 @@ chaos: venv
 
 bench: venv
 	$(BIN)/python tests/benchmarks/submit_overhead.py
+	$(BIN)/python tests/benchmarks/log_lag.py
 	$(BIN)/python tests/benchmarks/pipeline.py --rows 400000 --batch-size 32
 	$(BIN)/python tests/benchmarks/pipeline.py --memory --rows 200000 2000000 --chars 100 --batch-size 32
 

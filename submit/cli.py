@@ -20,6 +20,7 @@ from rayferry.submit.cli_shared import (
     timeout_option,
 )
 
+_UNKNOWN_ADDRESS = "http://127.0.0.1:8265"
 set_option = click.option("--set", "sets", multiple=True, metavar="PATH=VALUE", help="Change a value of the job file.")
 
 
@@ -84,7 +85,13 @@ def submit(
         msg = f"--submission-id {submission_id!r}: use letters, digits, '.', '_' and '-', at most 128"
         raise SpecError(msg)
     if dry_run:
-        url = resolve_address(address.url, spec.cluster.address, {**os.environ, "RAY_ADDRESS": _nowhere()}).url
+        named = address.url
+        if address.cluster:
+            from rayferry.submit.tunnel import read_cluster_file
+
+            read_cluster_file(address.cluster)
+            named = _UNKNOWN_ADDRESS  # a tunnel's port is chosen when it opens
+        url = resolve_address(named, spec.cluster.address, {**os.environ, "RAY_ADDRESS": _nowhere()}).url
         value = request.build_request(spec, url, submission_id or f"{spec.name}-dry-run")
         report.left_out(value.package)
         report.json_datum(value.to_json())
@@ -106,7 +113,7 @@ def submit(
 
 def _nowhere() -> str:
     """The address in a dry run where none is given."""
-    return os.environ.get("RAY_ADDRESS") or "http://127.0.0.1:8265"
+    return os.environ.get("RAY_ADDRESS") or _UNKNOWN_ADDRESS
 
 
 @main.command()
@@ -129,8 +136,9 @@ def check(job: Path, sets: tuple[str, ...], address: Flags, skip: tuple[str, ...
     from rayferry.submit.client import Cluster
     from rayferry.submit.preflight import preflight
 
-    report.left_out(request.build_request(spec, place.url, f"{spec.name}-check").package)
-    probes = preflight(spec, place, lambda: Cluster(place), skip)
+    package = request.build_request(spec, place.url, f"{spec.name}-check").package
+    report.left_out(package)
+    probes = preflight(spec, place, lambda: Cluster(place), package, skip)
     if as_json:
         report.json_datum([asdict(probe) for probe in probes])
     else:

@@ -78,16 +78,24 @@ class Flags:
         verify: see `Address`, as the rest.
         headers: secrets.
         cookies: secrets.
+        cluster: the cluster launcher's file that stands in the address's place, if one is given.
     """
 
     url: str | None = None
     verify: bool | str = True
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     cookies: Mapping[str, str] = field(default_factory=dict, repr=False)
+    cluster: Path | None = None
 
 
 _ADDRESS_OPTIONS = (
     click.option("--address", metavar="URL", help="The cluster's dashboard, such as http://127.0.0.1:8265."),
+    click.option(
+        "--cluster",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="In its place, the file given to `ray up`: tunnels to the head by SSH.",
+    ),
     click.option(
         "--verify",
         type=_Verify(),
@@ -118,8 +126,15 @@ def address_option(command: Callable[P, R]) -> Callable[..., R]:
     @functools.wraps(command)
     def taking(*args: Any, **options: Any) -> R:
         flags = Flags(
-            options.pop("address"), options.pop("verify"), options.pop("headers") or {}, options.pop("cookies") or {}
+            options.pop("address"),
+            options.pop("verify"),
+            options.pop("headers") or {},
+            options.pop("cookies") or {},
+            options.pop("cluster"),
         )
+        if flags.url is not None and flags.cluster is not None:
+            msg = "--address and --cluster both name the cluster; give one of them"
+            raise click.UsageError(msg)
         return command(*args, **options, address=flags)  # type: ignore[arg-type]
 
     result: Callable[..., R] = taking
@@ -129,10 +144,20 @@ def address_option(command: Callable[P, R]) -> Callable[..., R]:
 
 
 def address_of(flags: Flags, job_file: str | None = None) -> "Address":
-    """The cluster that a command is to use, and how; see `resolve_address`."""
+    """The cluster that a command is to use, and how; see `resolve_address`.
+
+    Where `--cluster` names it, a tunnel is opened, which the command's end closes.
+    """
     from rayferry.submit.config import resolve_address
 
-    chosen = resolve_address(flags.url, job_file, os.environ)
+    if flags.cluster is None:
+        chosen = resolve_address(flags.url, job_file, os.environ)
+    else:
+        from rayferry.submit import tunnel
+
+        opened = tunnel.tunnel(tunnel.find_head(flags.cluster))
+        url = click.get_current_context().with_resource(opened)
+        chosen = resolve_address(url, job_file, os.environ, "--cluster")
     return replace(chosen, verify=flags.verify, headers=flags.headers, cookies=flags.cookies)
 
 

@@ -59,17 +59,25 @@ def without_password(url: str) -> str:
     return head + slashes + rest.rpartition("@")[2]
 
 
-def resolve_address(flag: str | None, job_file: str | None, environ: Mapping[str, str]) -> Address:
+def resolve_address(
+    flag: str | None, job_file: str | None, environ: Mapping[str, str], flag_name: str = "--address"
+) -> Address:
     """Chooses the cluster: the flag, the job file, RAY_API_SERVER_ADDRESS, RAY_ADDRESS.
 
     Ray's SDK lets the environment override an address given to it; here what is explicit wins, and the conflict is
     said.
 
+    Args:
+        flag: what the command line names.
+        job_file: what the job file names.
+        environ: the variables.
+        flag_name: the option that gave `flag`.
+
     Raises:
         NoClusterError: none is given.
         SpecError: it is not an http(s) address.
     """
-    said = [("--address", flag), ("the job file", job_file)]
+    said = [(flag_name, flag), ("the job file", job_file)]
     said += [(name, environ.get(name)) for name in ADDRESS_VARIABLES]
     given = [(source, url.rstrip("/")) for source, url in said if url]
     if not given:
@@ -92,7 +100,7 @@ def resolve_address(flag: str | None, job_file: str | None, environ: Mapping[str
         msg = f"{source}: an address has no place for a password or a token; give http://HEAD:8265 alone"
         raise SpecError(msg)
     others = [f"{name}={without_password(other)}" for name, other in given[1:] if other != url]
-    note = f"{source} wins over {', '.join(others)}" if others and source in {"--address", "the job file"} else ""
+    note = f"{source} wins over {', '.join(others)}" if others and source in {flag_name, "the job file"} else ""
     return Address(url, source, note)
 
 

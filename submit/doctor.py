@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from rayferry.job import RAY_FLOOR, VERSION
-from rayferry.job.errors import RayferryError, SpecError
+from rayferry.job.errors import RayferryError
 from rayferry.job.log import counted
 from rayferry.submit import access
 from rayferry.submit.config import (
@@ -59,7 +59,7 @@ def examine(choose: Callable[[], Address], limit_s: float = _LIMIT_S) -> list[Fi
     """Looks at everything.
 
     Args:
-        choose: gives the cluster's address, or raises as `resolve_address` does.
+        choose: gives the cluster's address, or raises a `RayferryError`, such as `NoClusterError`.
         limit_s: seconds after which what has not answered counts as a problem.
     """
     return _at_once(_checks(choose), limit_s)
@@ -67,10 +67,10 @@ def examine(choose: Callable[[], Address], limit_s: float = _LIMIT_S) -> list[Fi
 
 def _checks(choose: Callable[[], Address]) -> list[Check]:
     address: Address | None = None
-    unusable: SpecError | None = None
+    unusable: RayferryError | None = None
     try:
         address = choose()
-    except SpecError as error:
+    except RayferryError as error:
         unusable = error
     return [
         ("versions", _versions, "install Rayferry again"),
@@ -150,7 +150,7 @@ def _versions() -> Seen:
             yield "ok", f"{name} {version}" + (f" ({RAY_FLOOR} or newer is needed)" if name == "ray" else ""), ""
 
 
-def _address(address: Address | None, unusable: SpecError | None) -> Seen:
+def _address(address: Address | None, unusable: RayferryError | None) -> Seen:
     if isinstance(unusable, NoClusterError):
         yield "hint", "no cluster is named", str(unusable).partition(": ")[2]
     elif unusable:
@@ -172,13 +172,14 @@ def _cluster(address: Address | None) -> Seen:
     if address is None:
         return
     from rayferry.submit.client import Cluster
-    from rayferry.submit.probes import check_versions
+    from rayferry.submit.probes import check_python, check_versions, cluster_versions
 
     cluster = Cluster(address)
     version = cluster.version()
-    yield "ok", f"answers: Ray {version['ray_version']}, session {version.get('session_name') or 'unknown'}", ""
+    yield "ok", f"answers: {cluster_versions(version)}, session {version.get('session_name') or 'unknown'}", ""
     try:
         check_versions(version["ray_version"], importlib.metadata.version("ray"))
+        check_python(version.get("python_version"))
     except RayferryError as error:
         what, _, fix = str(error).replace("; ", ": ", 1).partition(": ")
         yield "problem", what, fix

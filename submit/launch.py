@@ -13,11 +13,12 @@ from rayferry.job.errors import RayferryError
 from rayferry.job.layout import Layout
 from rayferry.job.spec import JobSpec
 from rayferry.submit import collect, failure, report, s3
-from rayferry.submit.client import Cluster, ClusterError, JobInfo, UnreachableError
+from rayferry.submit.client import Cluster, JobInfo
 from rayferry.submit.config import Address
 from rayferry.submit.follow import every_line, follow, our_lines
 from rayferry.submit.preflight import PreflightError, preflight, require
 from rayferry.submit.request import SubmitRequest, build_request
+from rayferry.submit.transport import ClusterError, UnreachableError
 
 EXIT_DETACHED = 130
 STOP_TIMEOUT_S = 60.0
@@ -53,7 +54,7 @@ def submit(
         clusters.append(Cluster(address))
         return clusters[0]
 
-    probes = preflight(spec, address, connect, skip)
+    probes = preflight(spec, address, connect, request.package, skip)
     require(probes)
     for probe in probes:
         if probe.outcome == "unknown":

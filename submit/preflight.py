@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from rayferry.job.errors import RayferryError
 from rayferry.job.spec import JobSpec
@@ -63,7 +63,11 @@ class _Once(Generic[T]):
 
 
 def preflight(
-    spec: JobSpec, address: Address, connect: Callable[[], Cluster], skip: Collection[str] = ()
+    spec: JobSpec,
+    address: Address,
+    connect: Callable[[], Cluster],
+    package: dict[str, Any],
+    skip: Collection[str] = (),
 ) -> list[Probe]:
     """Runs every check, all at once. One that gives no answer in time is left behind.
 
@@ -71,9 +75,10 @@ def preflight(
         spec: the job.
         address: the cluster's.
         connect: gives the client; called at most once, in a thread, as it may take its time.
+        package: what is to be sent, as a request describes it.
         skip: names of checks to leave out.
     """
-    checks = _checks(spec, address, connect)
+    checks = _checks(spec, address, connect, package)
     start = time.monotonic()
     running = {name: _start(name, ask) for name, ask in checks.items() if name not in skip}
     found = []
@@ -99,7 +104,9 @@ def require(found: Sequence[Probe]) -> None:
         raise PreflightError("\n".join(failed))
 
 
-def _checks(spec: JobSpec, address: Address, connect: Callable[[], Cluster]) -> dict[str, Callable[[], str]]:
+def _checks(
+    spec: JobSpec, address: Address, connect: Callable[[], Cluster], package: dict[str, Any]
+) -> dict[str, Callable[[], str]]:
     cluster = _Once(connect)
 
     def head_is_here() -> bool:
@@ -119,7 +126,7 @@ def _checks(spec: JobSpec, address: Address, connect: Callable[[], Cluster]) -> 
         "rows": lambda: sample.ask_rows(spec, listed),
         "output": lambda: probes.ask_output(spec, is_here),
         "model": lambda: probes.ask_model(spec, is_here),
-        "package": lambda: probes.ask_package(spec),
+        "package": lambda: probes.ask_package(package),
     }
 
 

@@ -4,6 +4,7 @@ import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rayferry.job.errors import RayferryError
 from rayferry.job.layout import Layout
@@ -12,10 +13,10 @@ from rayferry.job.pipeline import check_ray
 from rayferry.job.placement import Node, plan
 from rayferry.job.spec import JobSpec
 from rayferry.job.storage import File, children, glob_pattern, glob_root, is_data, is_glob, list_files
-from rayferry.runtime_env.staging import stage
 from rayferry.submit import s3
 from rayferry.submit.client import Cluster
 
+_PYTHON_FLOOR = (3, 11)  # what job/ is written for
 _LISTED = 1000  # as many as one request gives
 _LARGEST = 10
 # Source: ray/_private/ray_constants.py, DASHBOARD_CLIENT_MAX_SIZE: the dashboard takes no larger request (Ray 2.60).
@@ -62,11 +63,30 @@ def check_versions(cluster_version: str, own_version: str) -> None:
 
 
 def ask_cluster(cluster: Cluster) -> str:
-    """Whether it answers, and whether its Ray can run the job."""
+    """Whether it answers, and whether its Ray and its Python can run the job."""
     found = cluster.version()
     check_versions(found["ray_version"], importlib.metadata.version("ray"))
-    session = f", {found['session_name']}" if found.get("session_name") else ""
-    return f"Ray {found['ray_version']} at {cluster.url}{session}"
+    check_python(found.get("python_version"))
+    told = [cluster_versions(found) + f" at {cluster.url}", found.get("session_name")]
+    return ", ".join(filter(None, told))
+
+
+def cluster_versions(found: dict[str, str]) -> str:
+    """Ray's version and, where the cluster tells it, Python's, for people."""
+    python = found.get("python_version")
+    return f"Ray {found['ray_version']}" + (f", Python {python}" if python else "")
+
+
+def check_python(version: str | None) -> None:
+    """Refuses a cluster whose Python cannot run the job; None where it does not tell.
+
+    Raises:
+        PreflightError: it is too old.
+    """
+    if version and tuple(int(part) for part in version.split(".")[:2]) < _PYTHON_FLOOR:
+        floor = ".".join(map(str, _PYTHON_FLOOR))
+        msg = f"the cluster runs Python {version}; Rayferry needs {floor} or newer: take an image of Ray that has it"
+        raise PreflightError(msg)
 
 
 def ask_capacity(spec: JobSpec, connected: Callable[[], Cluster]) -> str:
@@ -212,14 +232,13 @@ def ask_model(spec: JobSpec, is_here: Callable[[], bool]) -> str:
     raise UnseenError(msg)
 
 
-def ask_package(spec: JobSpec) -> str:
-    """Whether the cluster takes what is to be sent."""
-    package = stage(spec)
-    num_bytes = len(package.content)
-    size = f"{counted(len(package.files), 'file')}, {num_bytes:,} bytes as they travel"
+def ask_package(package: dict[str, Any]) -> str:
+    """Whether the cluster takes what is to be sent; `package` as a request describes it."""
+    files, num_bytes = package["files"], package["num_bytes"]
+    size = f"{counted(len(files), 'file')}, {num_bytes:,} bytes as they travel"
     if num_bytes >= _MAX_PACKAGE_BYTES:
-        largest = sorted(package.files, key=lambda file: file[1], reverse=True)[:_LARGEST]
-        names = ", ".join(f"{name} ({size:,} bytes)" for name, size in largest)
+        largest = sorted(files, key=lambda file: int(file["num_bytes"]), reverse=True)[:_LARGEST]
+        names = ", ".join(f"{file['name']} ({file['num_bytes']:,} bytes)" for file in largest)
         msg = (
             f"the package ({size}) is too large: Ray takes less than {_MAX_PACKAGE_BYTES:,} bytes; "
             f"put what is large on S3 or into the image. The largest: {names}"

@@ -8,35 +8,20 @@ what the Jobs API says, asked every 20 ms by this process for both. `rayferry su
 the input, the output and the model in that time; `ray job submit` checks nothing.
 """
 
-import atexit
 import contextlib
 import json
-import os
-import secrets
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 
-# Ray reads these when it is imported; the token's file is where the stack will look for it.
-STATE = Path(tempfile.mkdtemp(prefix="rayferry-bench-"))
-TOKEN = STATE / "local" / "auth_token"
-TOKEN.parent.mkdir(mode=0o700)
-TOKEN.write_text(secrets.token_hex(32))
-os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(TOKEN)}
-atexit.register(shutil.rmtree, STATE, ignore_errors=True)
-
+from own_stack import BIN, run_on_stack
 from ray.job_submission import JobSubmissionClient
 
 from rayferry.submit import s3
-from rayferry.submit.local import stack as local_stack
 from rayferry.submit.options import load_job
 from rayferry.submit.request import build_request
 
-BIN = Path(sys.executable).parent
 ASK_EVERY_S = 0.02
 
 
@@ -59,14 +44,7 @@ def measure(command, submission_id, client):
 
 def main():
     pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 7
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["RAYFERRY_STATE"] = folder
-        try:
-            stack = local_stack.up(print)
-            os.environ.update(stack.environ())
-            run(Path(folder), stack, pairs)
-        finally:
-            local_stack.down()
+    run_on_stack(lambda folder, stack: run(folder, stack, pairs))
 
 
 def run(folder, stack, pairs):

@@ -6,12 +6,14 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from rayferry.submit import s3
 from rayferry.submit.local.model import demo_model
 
+from ..submit.fault_proxy import FaultProxy  # noqa: TID252  # tests are no package that is installed
 from . import batches
 
 PROMPTS = [
@@ -36,6 +38,7 @@ ENGINE = {
     "max_num_seqs": 16,
     "max_num_batched_tokens": 512,
 }
+LONG = {"sampling": {"max_tokens": 100000, "ignore_eos": True}, "engine": {"max_model_len": 8192}}
 HERE = Path(__file__).parent
 COMMAND = str(Path(sys.executable).parent / "rayferry")
 
@@ -45,16 +48,31 @@ def run(*arguments):
     return subprocess.run([COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False, cwd="/")
 
 
+def follow(*arguments):
+    """Starts the installed command; gives its process once it says that the job runs."""
+    words = [COMMAND, *map(str, arguments)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/")
+    said = ""
+    for line in process.stderr:
+        said += line
+        if line.strip().endswith("RUNNING"):
+            return process
+    raise AssertionError((process.wait(), said))
+
+
+def end_of(process, timeout_s=60):
+    """What such a process ended with, its stderr from then on."""
+    try:
+        out, said = process.communicate(timeout=timeout_s)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, said)
+
+
 @pytest.fixture
 def rayferry(stack):
     """The installed command, pointed at the session's stack."""
     return run
-
-
-@pytest.fixture
-def command():
-    """Its path."""
-    return COMMAND
 
 
 @pytest.fixture(scope="session")
@@ -94,6 +112,40 @@ def greedy_job(job_file):
     bad = '{"text": "no end\n{"other": 1}\n' + json.dumps({"text": "word " * 400, "number": 99}) + "\n"
     s3.write_bytes("s3://rayferry/e2e/greedy/in/bad.jsonl", bad.encode())
     return run("submit", path, "--submission-id", "greedy-1")
+
+
+@pytest.fixture(scope="session")
+def late_job(job_file):
+    """A job that its own `timeout` ended."""
+    return run("submit", job_file("late", timeout="4s"), "--submission-id", "late")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def losing(request):
+    """Commands that lose contact for good. They give up after two minutes, so they start before all other tests."""
+    if not any("lost" in item.fixturenames for item in request.session.items):
+        yield {}
+        return
+    head = urlsplit(request.getfixturevalue("stack").address)
+    proxy = FaultProxy((head.hostname, head.port), 0, num_faults=0)
+    path = request.getfixturevalue("job_file")("lost", **LONG)
+    left = {}
+    try:
+        left["submit"] = follow("submit", path, "--address", proxy.url, "--submission-id", "lost")
+        left["logs -f"] = follow("logs", "-f", "lost", "--address", proxy.url)
+        proxy.leave()
+        assert run("stop", "lost").returncode == 0
+        yield left
+    finally:
+        proxy.close()
+        for process in left.values():
+            process.kill()
+
+
+@pytest.fixture(scope="session")
+def lost(losing):
+    """How they ended."""
+    return {words: end_of(process, 200) for words, process in losing.items()}
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,9 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
+import subprocess
 import threading
 import time
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ from rayferry.submit import launch
 from rayferry.submit.client import JobInfo
 from rayferry.submit.config import Address
 from rayferry.submit.preflight import preflight
+from rayferry.submit.request import build_request
 
 GUARD_S = 10.0
 
@@ -64,7 +67,7 @@ def _impatient(monkeypatch):
     monkeypatch.setattr(follow_module, "_POLL_S", 0.01)
     monkeypatch.setattr(follow_module, "_FIRST_POLL_S", 0.01)
     monkeypatch.setattr(launch, "_POLL_S", 0.01)
-    monkeypatch.setattr("rayferry.submit.client._READ_PAUSE_S", 0.01)
+    monkeypatch.setattr("rayferry.submit.transport._READ_PAUSE_S", 0.01)
 
 
 @pytest.fixture
@@ -73,6 +76,24 @@ def interrupts():
     before = signal.getsignal(signal.SIGINT)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """Makes a certificate, signed by itself; gives the path of it and of its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl here to make a certificate with")
+    folder = tmp_path_factory.mktemp("tls")
+
+    def make(name, alternative):
+        paths = folder / f"{name}.pem", folder / f"{name}.key"
+        if not paths[0].exists():
+            command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"]
+            command += ["-addext", f"subjectAltName={alternative}", "-out", str(paths[0]), "-keyout", str(paths[1])]
+            subprocess.run(command, check=True, capture_output=True)
+        return paths
+
+    return make
 
 
 @pytest.fixture
@@ -239,6 +260,7 @@ class RayApi:
     url: str = ""
     token: str | None = None
     ray_version: str = "2.60.0"
+    python_version: str | None = "3.12.3"
     nodes: object = field(default_factory=lambda: [{"state": "ALIVE", "resources_total": {"CPU": 8.0}}])
     statuses: list = field(default_factory=lambda: ["SUCCEEDED"])
     driver_exit_code: int | None = None
@@ -264,6 +286,8 @@ class RayApi:
     def answer(self, method, path, body):  # noqa: C901, PLR0911  # one line a route
         if path == "/api/version":
             return 200, {"version": "4", "ray_version": self.ray_version, "ray_commit": "c", "session_name": "s"}
+        if path == "/api/v0/cluster_metadata" and self.python_version:
+            return 200, {"result": True, "msg": "", "data": {"pythonVersion": self.python_version}}
         if path.startswith("/api/v0/nodes"):
             return 200, {"result": True, "msg": "", "data": {"result": {"result": self.nodes}}}
         if path == "/api/cluster_status":
@@ -402,12 +426,12 @@ class Asked:
 
     url = "http://head:8265"
 
-    def __init__(self, *nodes, version="2.60.0", autoscaling=False, here=True):
+    def __init__(self, *nodes, version="2.60.0", autoscaling=False, here=True, **versions):
         self._nodes, self._version, self._autoscaling = nodes or [Node(8)], version, autoscaling
-        self._here = here
+        self._here, self._versions = here, versions
 
     def version(self):
-        return {"ray_version": self._version, "session_name": "session_1"}
+        return {"ray_version": self._version, "session_name": "session_1"} | self._versions
 
     def nodes(self):
         return list(self._nodes), self._autoscaling
@@ -426,9 +450,11 @@ def asked():
 def probe(job_data):
     """Runs all checks on a changed job and gives one probe."""
 
-    def run(name, *, cluster=None, address=None, **changes):
+    def run(name, *, cluster=None, address=None, package=None, **changes):
         spec = parse(job_data | changes, "job.yaml")
-        probes = preflight(spec, address or Address("http://127.0.0.1:8265", "test"), lambda: cluster or Asked())
+        place = address or Address("http://127.0.0.1:8265", "test")
+        package = package or build_request(spec, place.url, "job-1").package
+        probes = preflight(spec, place, lambda: cluster or Asked(), package)
         return next(probe for probe in probes if probe.name == name)
 
     return run

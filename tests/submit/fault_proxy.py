@@ -1,6 +1,7 @@
 """A proxy that goes wrong by a seed: what lies between a laptop and a dashboard on a bad day."""
 
 import random
+import re
 import socket
 import struct
 import threading
@@ -17,6 +18,7 @@ class FaultProxy:
     Attributes:
         url: where it listens.
         done: what went wrong, in order.
+        requests: (method, path) of what came in.
     """
 
     def __init__(self, target, seed, *, num_faults=6, chance=0.5, stall_s=6.0):
@@ -25,6 +27,7 @@ class FaultProxy:
         self._left, self._chance, self._stall_s = num_faults, chance, stall_s
         self._lock = threading.Lock()
         self.done = []
+        self.requests = []
         self._open = []
         self._listen(0)
         self.url = f"http://127.0.0.1:{self._server.getsockname()[1]}"
@@ -36,13 +39,17 @@ class FaultProxy:
     def away(self, seconds):
         """Cuts all connections and takes none for a while, as a dashboard does that is started again."""
         port = self._server.getsockname()[1]
+        self.leave()
+        time.sleep(seconds)
+        self._listen(port)
+
+    def leave(self):
+        """Cuts all connections and takes none any more."""
         self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
         for one in self._open:
             with suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
-        time.sleep(seconds)
-        self._listen(port)
 
     def _listen(self, port):
         self._server = socket.create_server(("127.0.0.1", port))
@@ -89,6 +96,8 @@ class FaultProxy:
         mine = fault is not None and (fault == "cut request") == is_request
         with suppress(OSError):
             while chunk := source.recv(1 << 16):
+                if is_request and (begun := re.match(r"([A-Z]+) (\S+) HTTP/", chunk[:1000].decode("latin-1"))):
+                    self.requests.append(begun.groups())
                 if not mine or left > len(chunk):
                     target.sendall(chunk)
                     left -= len(chunk)

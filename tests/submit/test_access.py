@@ -3,7 +3,6 @@
 import asyncio
 import os
 import re
-import shutil
 import socket
 import ssl
 import subprocess
@@ -29,24 +28,6 @@ def _no_proxies(monkeypatch):
     for name in list(os.environ):
         if name.lower().endswith("_proxy") or name in access.CA_VARIABLES:
             monkeypatch.delenv(name)
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
-    """Makes a certificate, signed by itself; gives the path of it and of its key."""
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl here to make a certificate with")
-    folder = tmp_path_factory.mktemp("tls")
-
-    def make(name, alternative):
-        paths = folder / f"{name}.pem", folder / f"{name}.key"
-        if not paths[0].exists():
-            command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"]
-            command += ["-addext", f"subjectAltName={alternative}", "-out", str(paths[0]), "-keyout", str(paths[1])]
-            subprocess.run(command, check=True, capture_output=True)
-        return paths
-
-    return make
 
 
 @dataclass
@@ -166,7 +147,7 @@ def test_the_stream_comes_over_tls(secure, verify):
 
 def test_the_stream_does_not_trust_what_requests_do_not_trust(secure):
     cluster = Cluster(secure.address(verify=False))
-    cluster._client._ssl_context = None
+    cluster._transport.sdk._ssl_context = None
     with pytest.raises(OSError, match="certificate verify failed"):
         stream(cluster)
 

@@ -8,7 +8,7 @@ from rayferry.submit.cli import main
 from rayferry.submit.cli_shared import Flags, address_of, address_option
 
 SECRET = "hidden-value"
-TAKING = ["submit", "check", "status", "logs", "stop", "list", "result"]
+TAKING = ["submit", "check", "status", "logs", "stop", "list", "result", "doctor"]
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def flags():
 @pytest.mark.parametrize("name", TAKING)
 def test_every_command_that_asks_a_cluster_has_the_options(name):
     options = {option for one in main.commands[name].params for option in one.opts}
-    assert {"--address", "--verify", "--headers", "--cookies"} <= options
+    assert {"--address", "--cluster", "--verify", "--headers", "--cookies"} <= options
 
 
 def test_a_command_without_options_gets_what_is_usual(flags):

@@ -46,7 +46,7 @@ def test_a_host_without_a_name_is_unreachable():
 
 
 def test_an_address_that_accepts_and_says_nothing_is_unreachable(monkeypatch):
-    monkeypatch.setattr("rayferry.submit.client._TIMEOUT_S", (0.2, 0.2))
+    monkeypatch.setattr("rayferry.submit.transport._TIMEOUT_S", (0.2, 0.2))
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(UnreachableError, match="no cluster answers"):
@@ -245,7 +245,8 @@ def test_a_cluster_that_takes_no_job_is_given_up_after_a_minute_and_more(ray_api
     cluster = Cluster(ray_api.url)
     with pytest.raises(UnreachableError):
         cluster.submit(request_of(ray_api.url), sleep=slept.append)
-    assert (ray_api.num("POST", JOBS), slept) == (8, [1.0, 2.0, 4.0, 8.0, 15.0, 15.0, 15.0])
+    assert ray_api.num("POST", JOBS) == 8
+    assert 45 <= sum(slept) <= 75  # 60, with what chance adds
 
 
 def test_a_job_that_may_have_started_is_not_told_as_failed(ray_api, request_of):
@@ -259,7 +260,7 @@ def test_a_job_that_may_have_started_is_not_told_as_failed(ray_api, request_of):
 
 @pytest.mark.parametrize("fault", ["before", "cut", (500, "an error of a proxy"), (503, "starting")])
 def test_a_question_that_breaks_is_asked_again(ray_api, fault, monkeypatch):
-    monkeypatch.setattr("rayferry.submit.client._READ_PAUSE_S", 0.0)
+    monkeypatch.setattr("rayferry.submit.transport._READ_PAUSE_S", 0.0)
     ray_api.faults[("GET", "/api/v0/nodes")] = [fault, fault]
     assert len(Cluster(ray_api.url).nodes()[0]) == 1
 

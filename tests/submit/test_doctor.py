@@ -147,7 +147,7 @@ def test_a_proxy_is_told_without_its_password(seen, monkeypatch):
 
 def test_a_cluster_that_answers_tells_version_session_and_nodes(seen, ray_api):
     assert seen("cluster", ray_api.url) == [
-        ("ok", "answers: Ray 2.60.0, session s", ""),
+        ("ok", "answers: Ray 2.60.0, Python 3.12.3, session s", ""),
         ("ok", "1 node, 8 CPUs, 0 GPUs", ""),
     ]
 

@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from rayferry.job.spec import parse
-from rayferry.submit import client as client_module
 from rayferry.submit import follow as follow_module
+from rayferry.submit import transport as transport_module
 from rayferry.submit.client import Cluster, ClusterError
 from rayferry.submit.collect import exit_code
 from rayferry.submit.follow import follow
@@ -34,8 +34,8 @@ FEW, MANY = range(4), range(200)
 @pytest.fixture
 def patient(monkeypatch):
     """Time-outs short beside the proxy's stalls."""
-    monkeypatch.setattr(client_module, "_TIMEOUT_S", (2, 3))
-    monkeypatch.setattr(client_module, "_HEARTBEAT_S", 2.0)
+    monkeypatch.setattr(transport_module, "_TIMEOUT_S", (2, 3))
+    monkeypatch.setattr(transport_module, "_HEARTBEAT_S", 2.0)
     monkeypatch.setattr(follow_module, "_POLL_S", 0.3)
     monkeypatch.setattr(follow_module, "_FIRST_POLL_S", 0.2)
 

@@ -218,6 +218,41 @@ def test_a_stream_that_brings_nothing_is_made_up_for_by_the_whole_log(fake_clust
     assert shown == ["one", "two", "three"]
 
 
+def test_lines_that_the_stream_is_late_with_are_shown_from_the_whole_log(fake_cluster, monkeypatch):
+    monkeypatch.setattr(follow_module, "_WHOLE_EVERY_S", 0.01)
+    log = ["one\n", "one\ntwo\nthr", DOWN, "one\ntwo\nthree\nfo", LOG]
+    cluster = fake_cluster(["RUNNING", "SUCCEEDED"], [[fake_cluster.HANG]], log=log, may_end=threading.Event())
+    shown = []
+
+    def show(line):
+        shown.append(line)
+        if line == "four":
+            cluster.may_end.set()
+
+    follow(cluster, "job-1", show)
+    assert shown == LINES
+
+
+def test_the_whole_log_is_not_asked_for_beside_the_stream_once_it_is_long(fake_cluster, monkeypatch):
+    monkeypatch.setattr(follow_module, "_WHOLE_EVERY_S", 0.01)
+    monkeypatch.setattr(follow_module, "_MAX_WHOLE", 8)
+    log = ["one\n", "one\ntwo\n", "asked for too often\n"]
+    cluster = fake_cluster(["RUNNING", "SUCCEEDED"], [[fake_cluster.HANG]], log=log, may_end=threading.Event())
+    before = set(threading.enumerate())
+    shown = []
+
+    def show(line):
+        shown.append(line)
+        cluster.log = cluster.log if line == "one" else [LOG]
+        if line == "two":
+            for thread in set(threading.enumerate()) - before:
+                thread.join(0.1)  # the one that asks has ended, the other hangs
+            cluster.may_end.set()
+
+    follow(cluster, "job-1", show)
+    assert shown == LINES
+
+
 @pytest.mark.parametrize(("tail", "expected"), [(0, ["five"]), (2, ["three", "four", "five"]), (9, [*LINES, "five"])])
 def test_of_what_is_there_already_the_last_lines_are_shown(fake_cluster, watch, tail, expected):
     cluster = fake_cluster(["RUNNING", "SUCCEEDED"], [[LOG, "five\n"]], log=[LOG, LOG + "five\n"])
@@ -230,13 +265,6 @@ def test_a_failed_look_at_the_past_does_not_hold_up_the_following(fake_cluster, 
 
 def test_a_job_over_at_its_last_moment_is_no_timeout(fake_cluster, watch):
     assert watch(fake_cluster(["SUCCEEDED"]), timeout_s=0)[1].status == "SUCCEEDED"
-
-
-def test_pauses_grow_to_a_quarter_of_a_minute_and_differ():
-    pauses = [next(following) for following in [follow_module._pauses(1.0)] for _ in range(10)]
-    assert 0.75 <= pauses[0] <= 1.25
-    assert 11.25 <= pauses[-1] <= 18.75
-    assert len(set(pauses)) == 10
 
 
 @pytest.mark.parametrize(

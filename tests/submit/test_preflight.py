@@ -12,6 +12,7 @@ from rayferry.submit.config import Address
 from rayferry.submit.preflight import PreflightError, Probe, preflight, require
 
 HERE = Address("http://127.0.0.1:8265", "test")
+PACKAGE = {"files": [{"name": "spec.json", "num_bytes": 9}], "num_bytes": 9}
 
 
 def outcomes(probes):
@@ -19,12 +20,12 @@ def outcomes(probes):
 
 
 def test_every_check_answers_in_order(spec, asked):
-    assert [probe.name for probe in preflight(spec, HERE, asked)] == list(CHECKS)
+    assert [probe.name for probe in preflight(spec, HERE, asked, PACKAGE)] == list(CHECKS)
 
 
 def test_the_client_is_made_once(spec, asked):
     made = []
-    preflight(spec, HERE, lambda: made.append(1) or asked())
+    preflight(spec, HERE, lambda: made.append(1) or asked(), PACKAGE)
     assert made == [1]
 
 
@@ -32,7 +33,7 @@ def test_the_input_is_listed_once(spec, asked, monkeypatch):
     made = []
     real = probes_module.list_input
     monkeypatch.setattr(probes_module, "list_input", lambda *args: made.append(1) or real(*args))
-    preflight(spec, HERE, asked)
+    preflight(spec, HERE, asked, PACKAGE)
     assert made == [1]
 
 
@@ -40,7 +41,7 @@ def test_a_cluster_that_is_away_fails_its_own_check_only(spec):
     def away():
         raise UnreachableError("no cluster answers at http://head:8265")
 
-    found = preflight(spec, HERE, away)
+    found = preflight(spec, HERE, away, PACKAGE)
     said = ["failed", "unknown", "ok", "ok", "ok", "unknown", "ok"]
     assert list(outcomes(found).values()) == said
     assert found[1].text == "the cluster's nodes: it does not answer; the job plans its replicas again when it starts"
@@ -57,13 +58,15 @@ def test_require_tells_every_failure():
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_a_check_that_is_left_out_is_listed_as_skipped(spec, asked, name):
-    left_out = [one for one, outcome in outcomes(preflight(spec, HERE, asked, [name])).items() if outcome == "skipped"]
+    left_out = [
+        one for one, outcome in outcomes(preflight(spec, HERE, asked, PACKAGE, [name])).items() if outcome == "skipped"
+    ]
     assert left_out == [name]
 
 
 def test_a_check_that_is_left_out_is_not_made(spec, asked):
     made = []
-    preflight(spec, HERE, lambda: made.append(1) or asked(), CHECKS)
+    preflight(spec, HERE, lambda: made.append(1) or asked(), PACKAGE, CHECKS)
     assert made == []
 
 
@@ -82,7 +85,7 @@ def _brief(monkeypatch):
 
 @pytest.mark.usefixtures("_brief")
 def test_a_cluster_that_hangs_fails_after_the_limit(spec, hang):
-    found = preflight(spec, HERE, hang)
+    found = preflight(spec, HERE, hang, PACKAGE)
     said = "no answer from http://127.0.0.1:8265 in 0.5 s; check the address and the network"
     assert (found[0].outcome, found[0].text) == ("failed", said)
 
@@ -92,7 +95,7 @@ def test_a_cluster_that_hangs_fails_after_the_limit(spec, hang):
 def test_another_check_that_hangs_is_unknown_after_the_limit(spec, asked, hang, monkeypatch, name):
     monkeypatch.setattr(probes_module, name, hang)
     name = name.removeprefix("ask_").removeprefix("list_")
-    probe = next(probe for probe in preflight(spec, HERE, asked) if probe.name == name)
+    probe = next(probe for probe in preflight(spec, HERE, asked, PACKAGE) if probe.name == name)
     assert (probe.outcome, probe.text.startswith(f"{name}: no answer in 0.5 s")) == ("unknown", True)
 
 
@@ -100,7 +103,7 @@ def test_another_check_that_hangs_is_unknown_after_the_limit(spec, asked, hang, 
 def test_checks_that_hang_together_take_one_limit_in_all(spec, hang, monkeypatch):
     for name in ("list_input", "ask_output", "ask_model"):
         monkeypatch.setattr(probes_module, name, hang)
-    found = preflight(spec, HERE, hang)
+    found = preflight(spec, HERE, hang, PACKAGE)
     assert max(probe.seconds for probe in found) < 2
 
 
@@ -114,6 +117,6 @@ def test_a_check_that_breaks_off_does_not_take_the_others_with_it(spec, asked, m
         raise KeyError("ray_version")
 
     monkeypatch.setattr(probes_module, f"ask_{name}", broken)
-    found = {probe.name: probe for probe in preflight(spec, HERE, asked)}
+    found = {probe.name: probe for probe in preflight(spec, HERE, asked, PACKAGE)}
     said = f"{name}: the check broke off: KeyError: 'ray_version'"
     assert (found[name].outcome, found[name].text, found["input"].outcome) == (outcome, said, "ok")

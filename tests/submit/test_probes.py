@@ -6,7 +6,7 @@ import pytest
 from ray._private import ray_constants
 
 from rayferry.job.placement import Node
-from rayferry.runtime_env.staging import Package, stage
+from rayferry.runtime_env.staging import stage
 from rayferry.submit import probes as probes_module
 from rayferry.submit import s3
 from rayferry.submit.client import ClusterError
@@ -47,6 +47,17 @@ def test_a_cluster_that_tells_no_session_passes(probe, asked):
     cluster = asked()
     cluster.version = lambda: {"ray_version": "2.60.0"}
     assert probe("cluster", cluster=cluster).text == "Ray 2.60.0 at http://head:8265"
+
+
+def test_the_cluster_tells_its_python_where_ray_tells_it(probe, asked):
+    found = probe("cluster", cluster=asked(python_version="3.12.3"))
+    assert (found.outcome, found.text) == ("ok", "Ray 2.60.0, Python 3.12.3 at http://head:8265, session_1")
+
+
+def test_a_cluster_whose_python_is_too_old_for_the_job_is_refused(probe, asked):
+    found = probe("cluster", cluster=asked(python_version="3.10.14"))
+    said = "the cluster runs Python 3.10.14; Rayferry needs 3.11 or newer: take an image of Ray that has it"
+    assert (found.outcome, found.text) == ("failed", said)
 
 
 def test_a_cluster_of_another_ray_is_refused(probe, asked):
@@ -119,10 +130,9 @@ def test_the_package_tells_its_size(probe, spec):
 
 
 def test_a_package_that_ray_would_not_take_is_refused_with_its_ten_largest_files(probe, monkeypatch):
-    files = tuple((f"f{size}", size) for size in range(12))
+    files = [{"name": f"f{size}", "num_bytes": size} for size in range(12)]
     monkeypatch.setattr(probes_module, "_MAX_PACKAGE_BYTES", 3)
-    monkeypatch.setattr(probes_module, "stage", lambda _: Package(b"xxx", files))
-    found = probe("package")
+    found = probe("package", package={"files": files, "num_bytes": 3})
     names = ", ".join(f"f{size} ({size} bytes)" for size in range(11, 1, -1))
     assert (found.outcome, found.text.endswith(f"The largest: {names}")) == ("failed", True)
 
