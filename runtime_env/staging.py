@@ -14,6 +14,7 @@ from rayferry.runtime_env.user_files import gather, names_of
 SPEC_NAME = "spec.json"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first moment that a zip can name
 _MODE = 0o100644 << 16
+_QUOTES = '"""'
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def stage(spec: JobSpec) -> Package:
     """
     root = Path(rayferry.job.__file__).parent
     contents = {
-        f"rayferry/job/{path.relative_to(root).as_posix()}": path.read_bytes()
+        f"rayferry/job/{path.relative_to(root).as_posix()}": _bare(path.read_bytes())
         for path in root.rglob("*")
         if path.is_file() and path.suffix in {".py", ".typed"}
     }
@@ -74,3 +75,20 @@ def stage(spec: JobSpec) -> Package:
             archive.writestr(entry, content)
     files = tuple((name, len(content)) for name, content in sorted(contents.items()))
     return Package(buffer.getvalue(), files, tuple(sorted(theirs.left_out)))
+
+
+def _bare(source: bytes) -> bytes:
+    """A module of ours without docstrings and comments, a quarter of it; its lines keep their numbers."""
+    lines = []
+    inside = False
+    for line in source.decode().splitlines():
+        text = line.strip()
+        if inside:
+            inside = not text.endswith(_QUOTES)
+            lines.append("")
+        elif text.startswith(_QUOTES):
+            inside = len(text) == len(_QUOTES) or not text.endswith(_QUOTES)
+            lines.append(line[: len(line) - len(line.lstrip())] + '""')
+        else:
+            lines.append("" if text.startswith("#") else line)
+    return "".join(f"{line}\n" for line in lines).encode()

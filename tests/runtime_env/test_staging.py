@@ -1,5 +1,6 @@
 """The package that travels: the same bytes from the same job everywhere, and nothing in it but what must go."""
 
+import ast
 import io
 import json
 import os
@@ -53,13 +54,32 @@ def test_the_namespace_stays_one(archive):
     assert "rayferry/__init__.py" not in archive.namelist()
 
 
-def test_modules_travel_as_they_are(archive):
-    root = Path(rayferry.job.__file__).parent
-    assert archive.read("rayferry/job/pipeline.py") == (root / "pipeline.py").read_bytes()
-
-
 def test_a_package_is_small(archive):
     assert len(staged(DATA).content) < 100_000
+
+
+def statements(source):
+    """What a module does, and in which lines; docstrings do nothing."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        match node:
+            case ast.Expr(ast.Constant(str())):
+                node.value.value = ""
+    lines = [(type(node).__name__, node.lineno) for node in ast.walk(tree) if isinstance(node, ast.stmt)]
+    return ast.dump(tree), lines
+
+
+def test_what_travels_is_the_code_that_is_here_line_by_line(archive):
+    root = Path(rayferry.job.__file__).parent
+    for path in root.rglob("*.py"):
+        sent = archive.read(f"rayferry/job/{path.relative_to(root).as_posix()}").decode()
+        assert statements(sent) == statements(path.read_text())
+
+
+def test_comments_and_docstrings_stay_at_home(archive):
+    sent = archive.read("rayferry/job/pipeline.py").decode()
+    assert '"""' not in sent
+    assert not any(line.lstrip().startswith("#") for line in sent.splitlines())
 
 
 def test_a_package_is_a_sound_zip(archive):
