@@ -33,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--submission-id", required=True)
     parser.add_argument("--resume", choices=["same", "new-input"])
     parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--over", action="append", default=[])
     options = parser.parse_args(arguments)
     recorder = Recorder(options.submission_id, driver_log())
     signal.signal(signal.SIGTERM, functools.partial(_on_sigterm, recorder))
@@ -53,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
             accepted=recorder.start,
             resume=options.resume,
             overwrite=options.overwrite,
+            over=options.over,
         )
     except Exception as error:  # noqa: BLE001  # the last boundary: whatever it is, it is told and ends in a code
         if timer:

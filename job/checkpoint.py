@@ -264,7 +264,7 @@ def _refuse_other_input(layout: Layout, before: list[list[Any]], now: list[list[
     told = [f"{counted(len(paths), 'file')} {kind}, such as {paths[0]}" for kind, paths in kinds.items() if paths]
     if told:
         only_new = [kind for kind, paths in kinds.items() if paths] == ["new"]
-        hint = "answer them too with --resume=new-input, or " if only_new else ""
+        hint = "answer them too with --resume --new-input, or " if only_new else ""
         msg = (
             f"the input is not what {layout.output_uri} was begun with ({'; '.join(told)}); "
             f"{hint}start anew with --overwrite"

@@ -10,7 +10,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import TracebackType
@@ -43,28 +43,34 @@ class _Store(Protocol):
 class Lease:
     """The right to write to an output, held inside a `with` block."""
 
-    def __init__(self, uri: str, submission_id: str, *, patient: bool = False) -> None:
+    def __init__(self, uri: str, submission_id: str, *, patient: bool = False, over: Collection[str] = ()) -> None:
         """Prepares.
 
         Args:
             uri: the object.
             submission_id: who asks.
             patient: wait until the lease of one that may be dead has expired, rather than refuse at once.
+            over: jobs that are known to be over: whatever lease they left may be taken.
         """
         self._uri = uri
         self._submission_id = submission_id
         self._patient = patient
-        self._store: _Store = _S3(uri) if uri.startswith("s3://") else _Local(uri)
+        self._over = {submission_id, *over}
         self._tag: str | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="rayferry-lease", daemon=True)
 
     def __enter__(self) -> Self:
-        """Takes the lease.
+        """Takes the lease; without boto3 there is none on S3.
 
         Raises:
             JobError: somebody else has it.
         """
+        try:
+            self._store: _Store = _S3(self._uri) if self._uri.startswith("s3://") else _Local(self._uri)
+        except ImportError:
+            say("the cluster has no boto3: nothing keeps two runs from writing to one output at once")
+            return self
         self._tag = self._take()
         self._thread.start()
         return self
@@ -96,7 +102,7 @@ class Lease:
                 continue
             content, old, age_s = found
             holder = _holder(content)
-            if age_s > TTL_S or holder == self._submission_id:
+            if age_s > TTL_S or holder in self._over:
                 tag = self._store.put(self._content(), old)
                 if tag is not None:
                     return tag

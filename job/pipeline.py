@@ -5,7 +5,7 @@ import inspect
 import json
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from rayferry.job import RAY_FLOOR, storage
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rayferry.job.look import Input
     from rayferry.job.sink import PartsDatasink
 
+MASKED = "***"  # in spec.json, in place of the value of an environment variable
 # Rows that should be with an engine at once: twice the most sequences that vLLM runs together by default.
 _ROWS_IN_FLIGHT = {"gpu": 2048, "cpu": 512}
 _MIN_BLOCKS_IN_FLIGHT, _MAX_BLOCKS_IN_FLIGHT = 3, 64
@@ -56,7 +57,7 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:2])
 
 
-def run(
+def run(  # noqa: PLR0913  # all that the entrypoint is told
     spec: JobSpec,
     submission_id: str,
     predictor: type | None = None,
@@ -64,6 +65,7 @@ def run(
     *,
     resume: str | None = None,
     overwrite: bool = False,
+    over: Collection[str] = (),
 ) -> dict[str, Any]:
     """Answers every row of the input that is not done yet, and writes the manifest.
 
@@ -74,6 +76,7 @@ def run(
         accepted: called once it is known that the output is this run's to write to.
         resume: go on with what is in the output, see `checkpoint.check_output`.
         overwrite: remove what is in the output.
+        over: earlier attempts that are known to be over.
 
     Returns:
         The manifest.
@@ -85,7 +88,7 @@ def run(
 
     check_ray(ray.__version__)
     layout = Layout(spec.output.uri)
-    with Lease(layout.lease_uri, submission_id, patient=resume is not None):
+    with Lease(layout.lease_uri, submission_id, patient=resume is not None, over=over):
         return _run(spec, submission_id, predictor, accepted, resume=resume, overwrite=overwrite)
 
 
@@ -118,8 +121,10 @@ def _run(
     asked = checkpoint.asked(manifest.settings(spec), found.files)
     done = checkpoint.begin(layout, submission_id, before, asked, new_files=resume == "new-input")
     if done.manifest is not None:
-        say(f"the run is over already: {layout.manifest_uri}")
-        return done.manifest
+        say("the run is over already: nothing is left to do")
+        result = done.manifest | {"submission_id": submission_id, "attempts": done.attempts}
+        storage.write_bytes(layout.manifest_uri, json.dumps(result, indent=1).encode())
+        return result
     storage.write_bytes(layout.spec_uri, json.dumps(_told(spec), indent=1).encode())
     num_files = len(found.files)
     board = progress.start_board(num_files, found.num_bytes, spec.on_error.max_error_rate)
@@ -255,8 +260,9 @@ def _pool(spec: JobSpec, placement: Placement, rows_per_block: int) -> dict[str,
 
 def _told(spec: JobSpec) -> dict[str, Any]:
     """The job file for readers of the output, who need not know the values of env_vars."""
-    told = spec.model_dump(mode="json", by_alias=True)
-    told["runtime_env"]["env_vars"] = dict.fromkeys(spec.runtime_env.env_vars, "***")
+    told = spec.to_json()
+    if spec.runtime_env.env_vars:
+        told["runtime_env"]["env_vars"] = dict.fromkeys(spec.runtime_env.env_vars, MASKED)
     return told
 
 

@@ -80,7 +80,7 @@ def plan(spec: JobSpec, nodes: Sequence[Node], *, autoscaling: bool) -> Placemen
     kind = spec.resources.accelerator_type
     no_gpus = not has_gpus and not autoscaling and kind is None
     if spec.resources.device == "cpu" or (spec.resources.device == "auto" and no_gpus):
-        return _on_cpus(spec, nodes)
+        return _on_cpus(spec, nodes, autoscaling=autoscaling)
     size = spec.engine.world_size
     fit = [node for node in nodes if kind is None or kind in node.accelerator_types]
     if not autoscaling:
@@ -133,12 +133,19 @@ def _parallel(spec: JobSpec) -> str:
     return what
 
 
-def _on_cpus(spec: JobSpec, nodes: Sequence[Node]) -> Placement:
+def _on_cpus(spec: JobSpec, nodes: Sequence[Node], *, autoscaling: bool) -> Placement:
     if spec.engine.world_size > 1:
         why = "no node has any" if not any(node.num_gpus for node in nodes) else "resources.device says cpu"
         msg = (
             f"{_parallel(spec)} needs GPUs, and {why}; "
             "set it to 1, or use a cluster with GPUs (resources.device: gpu if it starts them on demand)"
+        )
+        raise JobError(msg)
+    num_cpus = sum(node.num_cpus for node in nodes)
+    if spec.min_replicas > max(1, num_cpus) and not autoscaling:
+        msg = (
+            f"replicas={spec.min_replicas} do not fit: each needs a CPU, and the cluster has {num_cpus:g}; "
+            "lower replicas, or add nodes"
         )
         raise JobError(msg)
     # One CPU of the cluster stays free to read and write; on a single one nothing is reserved.

@@ -38,11 +38,14 @@ class OutputSpec(Typed):
         return uri
 
 
+MAX_REPLICAS = 10_000
+
+
 class ReplicaRange(Typed):
     """A pool of replicas that grows and shrinks with the work."""
 
     min: int = Field(1, ge=1)
-    max: int = Field(ge=1)
+    max: int = Field(ge=1, le=MAX_REPLICAS)
 
     @model_validator(mode="after")
     def _ordered(self) -> "ReplicaRange":
@@ -113,8 +116,8 @@ class OnErrorSpec(Typed):
 class RetrySpec(Typed):
     """How often a run is tried."""
 
-    max_attempts: Annotated[int, Field(ge=1, le=1)] = Field(
-        1, description="Ray jobs that one run may use; more than one is not supported yet"
+    max_attempts: int = Field(
+        3, ge=1, le=20, description="Ray jobs that one run may use, where the cluster fails or has no room"
     )
 
 
@@ -256,8 +259,8 @@ class JobSpec(Typed):
     @field_validator("replicas")
     @classmethod
     def _at_least_one(cls, value: int | ReplicaRange) -> int | ReplicaRange:
-        if isinstance(value, int) and value < 1:
-            msg = "at least one replica is needed"
+        if isinstance(value, int) and not 1 <= value <= MAX_REPLICAS:
+            msg = f"from 1 to {MAX_REPLICAS:,} replicas"
             raise ValueError(msg)
         return value
 

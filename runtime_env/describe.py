@@ -1,6 +1,7 @@
 """Ray's runtime_env of a job, as a value."""
 
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 from rayferry.job.spec import JobSpec
@@ -39,6 +40,6 @@ def describe(spec: JobSpec, package_name: str) -> dict[str, Any]:
     return env
 
 
-def entrypoint(submission_id: str) -> str:
+def entrypoint(submission_id: str, options: Sequence[str] = ()) -> str:
     """The shell line that Ray runs in the unpacked package."""
-    return shlex.join(["python", "-m", "rayferry.job", SPEC_NAME, "--submission-id", submission_id])
+    return shlex.join(["python", "-m", "rayferry.job", SPEC_NAME, "--submission-id", submission_id, *options])

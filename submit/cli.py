@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,7 @@ from rayferry.submit.cli_shared import (
     Flags,
     address_of,
     address_option,
+    earlier_option,
     json_option,
     seconds_of,
     skip_option,
@@ -21,6 +22,9 @@ from rayferry.submit.cli_shared import (
 )
 
 _UNKNOWN_ADDRESS = "http://127.0.0.1:8265"
+if TYPE_CHECKING:
+    from rayferry.submit.request import Earlier
+
 set_option = click.option("--set", "sets", multiple=True, metavar="PATH=VALUE", help="Change a value of the job file.")
 
 
@@ -56,6 +60,7 @@ def main() -> None:
 @set_option
 @address_option
 @click.option("--submission-id", metavar="ID", help="The job's id; by default name, time and six hex digits.")
+@earlier_option
 @click.option("--dry-run", is_flag=True, help="Print what would be sent, as JSON; touch no network.")
 @click.option("--no-wait", is_flag=True, help="Return once the job is submitted; print its id.")
 @click.option("--raw", is_flag=True, help="Show all of the job's log, Ray's and vLLM's lines too.")
@@ -67,6 +72,7 @@ def submit(
     sets: tuple[str, ...],
     address: Flags,
     submission_id: str | None,
+    earlier: "Earlier",
     dry_run: bool,
     no_wait: bool,
     raw: bool,
@@ -92,15 +98,15 @@ def submit(
             read_cluster_file(address.cluster)
             named = _UNKNOWN_ADDRESS  # a tunnel's port is chosen when it opens
         url = resolve_address(named, spec.cluster.address, {**os.environ, "RAY_ADDRESS": _nowhere()}).url
-        value = request.build_request(spec, url, submission_id or f"{spec.name}-dry-run")
+        value = request.build_request(spec, url, submission_id or f"{spec.name}-dry-run", earlier)
         report.left_out(value.package)
         report.json_datum(value.to_json())
         return
     place = address_of(address, spec.cluster.address)
-    from rayferry.submit import launch
+    from rayferry.submit import launch, retry
 
     submission_id = submission_id or request.new_submission_id(spec.name)
-    cluster, sent = launch.submit(spec, place, submission_id, skip)
+    cluster, sent = launch.submit(spec, place, submission_id, skip, earlier)
     if no_wait:
         report.note(f"follow it: rayferry logs -f {submission_id}")
         if as_json:
@@ -108,7 +114,8 @@ def submit(
         else:
             report.datum(submission_id)
         return
-    sys.exit(launch.wait(cluster, submission_id, launch.Watch(raw=raw, as_json=as_json, timeout_s=timeout_s)))
+    watch = launch.Watch(raw=raw, as_json=as_json, timeout_s=timeout_s)
+    sys.exit(retry.run(spec, place, submission_id, watch, cluster=cluster, skip=skip))
 
 
 def _nowhere() -> str:
@@ -120,9 +127,12 @@ def _nowhere() -> str:
 @click.argument("job", type=click.Path(path_type=Path))
 @set_option
 @address_option
+@earlier_option
 @skip_option
 @json_option
-def check(job: Path, sets: tuple[str, ...], address: Flags, skip: tuple[str, ...], as_json: bool) -> None:
+def check(
+    job: Path, sets: tuple[str, ...], address: Flags, earlier: "Earlier", skip: tuple[str, ...], as_json: bool
+) -> None:
     """Check what the job file JOB needs, and start nothing."""
     from dataclasses import asdict
 
@@ -138,13 +148,62 @@ def check(job: Path, sets: tuple[str, ...], address: Flags, skip: tuple[str, ...
 
     package = request.build_request(spec, place.url, f"{spec.name}-check").package
     report.left_out(package)
-    probes = preflight(spec, place, lambda: Cluster(place), package, skip)
+    may_hold = earlier.resume or earlier.overwrite
+    probes = preflight(spec, place, lambda: Cluster(place), package, skip, may_hold=may_hold)
     if as_json:
         report.json_datum([asdict(probe) for probe in probes])
     else:
         rows = [(probe.name, probe.outcome, f"{probe.seconds:.2f}", probe.text) for probe in probes]
         report.table(["check", "outcome", "s", ""], rows)
     sys.exit(any(probe.outcome == "failed" for probe in probes))
+
+
+@main.command()
+@click.argument("job_or_uri", metavar="ID|URI")
+@address_option
+@click.option("--new-input", is_flag=True, help="Answer files that came since, too.")
+@click.option("--raw", is_flag=True, help="Show all of the job's log, Ray's and vLLM's lines too.")
+@timeout_option
+@skip_option
+@json_option
+def resume(
+    job_or_uri: str,
+    address: Flags,
+    new_input: bool,
+    raw: bool,
+    timeout: str | None,
+    skip: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Go on with a run that did not end, from any machine; ID may be its output URI.
+
+    What is done stays. The job file is the one that lies with the output.
+    """
+    from rayferry.submit import collect, launch, request, retry
+
+    timeout_s = seconds_of(timeout)
+    place = address_of(address, None)
+    uri = job_or_uri
+    over: tuple[str, ...] = ()
+    if "/" not in job_or_uri:
+        from rayferry.submit.client import Cluster
+
+        job = Cluster(place).info(job_or_uri)
+        if not job.is_over:
+            msg = f"{job_or_uri} is {job.status}: nothing is to be resumed; follow it: rayferry logs -f {job_or_uri}"
+            raise RayferryError(msg)
+        over, found = (job_or_uri,), job.output_uri
+        if found is None:
+            msg = f"{job_or_uri} is no run of Rayferry's: it has no output URI"
+            raise SpecError(msg)
+        uri = found
+    spec = collect.read_spec(uri)
+    submission_id = request.new_submission_id(spec.name)
+    cluster, _ = launch.submit(
+        spec, place, submission_id, skip, request.Earlier(resume=True, new_input=new_input, over=over)
+    )
+    watch = launch.Watch(raw=raw, as_json=as_json, timeout_s=timeout_s)
+    sys.exit(retry.run(spec, place, submission_id, watch, cluster=cluster, skip=skip))
 
 
 @main.command()

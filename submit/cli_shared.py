@@ -185,3 +185,19 @@ def seconds_of(timeout: str | None) -> float | None:
     except ValueError as error:
         msg = f"--timeout {timeout!r}: {error}"
         raise SpecError(msg) from error
+
+
+def earlier_option(command: Callable[P, R]) -> Callable[..., R]:
+    """Adds --resume, --new-input and --overwrite, as one argument `earlier`."""
+
+    @click.option("--resume", is_flag=True, help="Go on with the run that the output holds; what is done stays.")
+    @click.option("--new-input", is_flag=True, help="With --resume: answer files that came since, too.")
+    @click.option("--overwrite", is_flag=True, help="Remove the run that the output holds, and start anew.")
+    @functools.wraps(command)
+    def with_earlier(*args: Any, resume: bool, new_input: bool, overwrite: bool, **options: Any) -> R:
+        from rayferry.submit.request import Earlier
+
+        earlier = Earlier(resume=resume, new_input=new_input, overwrite=overwrite)
+        return command(*args, earlier=earlier, **options)
+
+    return with_earlier

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 
 from rayferry.job.errors import RayferryError
 from rayferry.job.layout import Layout
+from rayferry.job.pipeline import MASKED
+from rayferry.job.spec import JobSpec, parse
 from rayferry.submit import report, s3
 
 if TYPE_CHECKING:
@@ -45,6 +47,26 @@ def read_outcome(output_uri: str) -> dict[str, Any]:
         RayferryError: it is not an outcome of a version known here.
     """
     return _record(Layout(output_uri).outcome_uri, "outcome")
+
+
+def read_spec(output_uri: str) -> JobSpec:
+    """The job file of the run under an output URI, to go on with it.
+
+    Raises:
+        NotThereError: no run began there.
+        StorageError: it cannot be read from here.
+        RayferryError: it says not all that is needed.
+    """
+    uri = Layout(output_uri).spec_uri
+    spec = parse(_record(uri, "job file"), uri)
+    env = spec.runtime_env
+    if MASKED in env.env_vars.values() or env.py_modules or env.files:
+        msg = (
+            f"{uri} has no values of env_vars, and no files of yours (py_modules, files); "
+            "go on with the job file itself: rayferry submit JOB.yaml --resume"
+        )
+        raise RayferryError(msg)
+    return spec
 
 
 def _record(uri: str, what: str) -> dict[str, Any]:

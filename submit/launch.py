@@ -17,7 +17,7 @@ from rayferry.submit.client import Cluster, JobInfo
 from rayferry.submit.config import Address
 from rayferry.submit.follow import every_line, follow, our_lines
 from rayferry.submit.preflight import PreflightError, preflight, require
-from rayferry.submit.request import SubmitRequest, build_request
+from rayferry.submit.request import NOTHING_EARLIER, Earlier, SubmitRequest, build_request
 from rayferry.submit.transport import ClusterError, UnreachableError
 
 EXIT_DETACHED = 130
@@ -31,7 +31,11 @@ _WORDS = {
 
 
 def submit(
-    spec: JobSpec, address: Address, submission_id: str, skip: Collection[str] = ()
+    spec: JobSpec,
+    address: Address,
+    submission_id: str,
+    skip: Collection[str] = (),
+    earlier: Earlier = NOTHING_EARLIER,
 ) -> tuple[Cluster, SubmitRequest]:
     """Checks and starts the job.
 
@@ -40,13 +44,14 @@ def submit(
         address: the cluster's.
         submission_id: the job's id.
         skip: names of checks to leave out.
+        earlier: what becomes of an earlier attempt's output.
 
     Raises:
         RayferryError: a check failed, or the cluster refused; nothing runs.
     """
     if address.note:
         report.note(address.note)
-    request = build_request(spec, address.url, submission_id)
+    request = build_request(spec, address.url, submission_id, earlier)
     report.left_out(request.package)
     clusters: list[Cluster] = []
 
@@ -54,7 +59,7 @@ def submit(
         clusters.append(Cluster(address))
         return clusters[0]
 
-    probes = preflight(spec, address, connect, request.package, skip)
+    probes = preflight(spec, address, connect, request.package, skip, may_hold=earlier.resume or earlier.overwrite)
     require(probes)
     for probe in probes:
         if probe.outcome == "unknown":
@@ -123,10 +128,24 @@ class Watch:
 def wait(cluster: Cluster, submission_id: str, watch: Watch = Watch()) -> int:  # it is frozen
     """Follows a job to its end and tells what came of it.
 
+    Returns:
+        The exit code.
+
+    Raises:
+        LostContactError: the cluster stopped answering.
+        WaitedError: the job is not over after `watch.timeout_s`.
+    """
+    info = to_its_end(cluster, submission_id, watch)
+    return EXIT_DETACHED if info is None else conclude(cluster, info, as_json=watch.as_json)
+
+
+def to_its_end(cluster: Cluster, submission_id: str, watch: Watch) -> JobInfo | None:
+    """Follows a job to its end.
+
     On Ctrl-C or SIGTERM, says how to go on and leaves the job alone; on Ctrl-C twice within two seconds, stops it.
 
     Returns:
-        The exit code.
+        The job, or None if it was left alone.
 
     Raises:
         LostContactError: the cluster stopped answering.
@@ -135,18 +154,14 @@ def wait(cluster: Cluster, submission_id: str, watch: Watch = Watch()) -> int:  
     only = every_line if watch.raw else our_lines
     try:
         with catching_sigterm():
-            info = follow(
+            return follow(
                 cluster, submission_id, report.note, _tell_status, only=only, timeout_s=watch.timeout_s, tail=watch.tail
             )
     except Terminated:
         _detach(submission_id)
-        return EXIT_DETACHED
+        return None
     except KeyboardInterrupt:
-        stopped = _second_thoughts(cluster, submission_id)
-        if stopped is None:
-            return EXIT_DETACHED
-        info = stopped
-    return conclude(cluster, info, as_json=watch.as_json)
+        return _second_thoughts(cluster, submission_id)
 
 
 def _detach(submission_id: str) -> None:
@@ -215,7 +230,7 @@ def conclude(cluster: Cluster, info: JobInfo, *, as_json: bool = False) -> int:
     if code != 0 and not (code == collect.EXIT_TOO_MANY_ERRORS and (manifest or not _has_none(missing))):
         report.note(f"{info.submission_id} {_WORDS.get(info.status, info.status)}")
         if info.status == "FAILED":
-            _explain(cluster, info)
+            explain(cluster, info)
     elif manifest:
         report.note(report.summary(manifest))
         if manifest["counts"]["failed"]:
@@ -280,7 +295,8 @@ def _tell_status(info: JobInfo) -> None:
         report.note(f"{info.submission_id}: RUNNING")
 
 
-def _explain(cluster: Cluster, info: JobInfo) -> None:
+def explain(cluster: Cluster, info: JobInfo) -> None:
+    """Says why a job failed."""
     log: str | RayferryError
     log = ""
     with suppress(RayferryError):

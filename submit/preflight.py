@@ -68,6 +68,8 @@ def preflight(
     connect: Callable[[], Cluster],
     package: dict[str, Any],
     skip: Collection[str] = (),
+    *,
+    may_hold: bool = False,
 ) -> list[Probe]:
     """Runs every check, all at once. One that gives no answer in time is left behind.
 
@@ -77,8 +79,9 @@ def preflight(
         connect: gives the client; called at most once, in a thread, as it may take its time.
         package: what is to be sent, as a request describes it.
         skip: names of checks to leave out.
+        may_hold: the output may hold an earlier attempt.
     """
-    checks = _checks(spec, address, connect, package)
+    checks = _checks(spec, address, connect, package, may_hold=may_hold)
     start = time.monotonic()
     running = {name: _start(name, ask) for name, ask in checks.items() if name not in skip}
     found = []
@@ -105,7 +108,7 @@ def require(found: Sequence[Probe]) -> None:
 
 
 def _checks(
-    spec: JobSpec, address: Address, connect: Callable[[], Cluster], package: dict[str, Any]
+    spec: JobSpec, address: Address, connect: Callable[[], Cluster], package: dict[str, Any], *, may_hold: bool
 ) -> dict[str, Callable[[], str]]:
     cluster = _Once(connect)
 
@@ -124,7 +127,7 @@ def _checks(
         "capacity": lambda: probes.ask_capacity(spec, cluster),
         "input": lambda: probes.ask_input(listed()),
         "rows": lambda: sample.ask_rows(spec, listed),
-        "output": lambda: probes.ask_output(spec, is_here),
+        "output": lambda: probes.ask_output(spec, is_here, may_hold=may_hold),
         "model": lambda: probes.ask_model(spec, is_here),
         "package": lambda: probes.ask_package(package),
     }

@@ -169,26 +169,26 @@ def ask_input(listing: Listing) -> str:
     return f"{listing.name}: {num}, {sum(file.num_bytes for file in listing.files):,} bytes"
 
 
-def ask_output(spec: JobSpec, is_here: Callable[[], bool]) -> str:
-    """Whether the output is empty, and on S3 whether it can be written and deleted."""
+def ask_output(spec: JobSpec, is_here: Callable[[], bool], *, may_hold: bool = False) -> str:
+    """Whether the output is empty, if it must be, and on S3 whether it can be written and deleted."""
     layout = Layout(spec.output.uri)
     if not s3.is_s3(layout.output_uri):
         if not is_here():
             msg = f"{layout.output_uri}: a path on the cluster's nodes"
             raise UnseenError(msg)
-        return _output_here(layout)
+        return f"{layout.output_uri}: may hold an earlier attempt" if may_hold else _output_here(layout)
     # A console makes an empty object of the folder's own name; a run that did not end well leaves its _meta/.
     found = [
         (key, size)
         for key, size in s3.list_keys(layout.output_uri, _LISTED)
         if (key, size) != (layout.output_uri, 0) and (key == layout.manifest_uri or not key.startswith(layout.meta_uri))
     ]
-    if found:
+    if found and not may_hold:
         raise _not_empty(layout, found[0][0])
     probe = f"{layout.meta_uri}.write-probe"
     s3.write_bytes(probe, b"")
     s3.delete(probe)
-    return f"{layout.output_uri}: empty, and can be written"
+    return f"{layout.output_uri}: {'holds an earlier attempt' if found else 'empty'}, and can be written"
 
 
 def _output_here(layout: Layout) -> str:
@@ -201,7 +201,8 @@ def _output_here(layout: Layout) -> str:
 
 def _not_empty(layout: Layout, found: str) -> PreflightError:
     return PreflightError(
-        f"{layout.output_uri} is not empty ({found} is there); choose another output.uri, or empty it first"
+        f"{layout.output_uri} is not empty ({found} is there); go on with it: --resume; start anew and remove it: "
+        "--overwrite; or choose another output.uri"
     )
 
 

@@ -159,7 +159,7 @@ NEW = File("/in/c.txt", 1, "c.txt", 1)
     [
         ([CHANGED, B], r"1 file changed, such as /in/a.txt\); start anew"),
         ([A], r"1 file gone, such as /in/b.txt\); start anew"),
-        ([A, B, NEW], r"1 file new, such as /in/c.txt\); answer them too with --resume=new-input"),
+        ([A, B, NEW], r"1 file new, such as /in/c.txt\); answer them too with --resume --new-input"),
         ([CHANGED, NEW], r"1 file gone, .*1 file changed.*1 file new, such as /in/c.txt\); start anew"),
     ],
 )

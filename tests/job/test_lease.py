@@ -47,6 +47,12 @@ def test_a_lease_that_was_given_back_can_be_taken(uri):
         pass
 
 
+def test_without_boto3_there_is_no_lease(bucket_uri, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    with Lease(f"{bucket_uri}/_meta/lease.json", "run-1"), Lease(f"{bucket_uri}/_meta/lease.json", "run-2"):
+        assert "no boto3: nothing keeps two runs" in capsys.readouterr().out
+
+
 DIES = """
 import os, sys
 from rayferry.job import lease
@@ -61,6 +67,13 @@ def test_a_lease_whose_holder_died_expires(uri, hasty):
     start = time.monotonic()
     with Lease(uri, "run-2", patient=True):
         assert time.monotonic() - start < 30
+
+
+def test_a_lease_of_one_that_is_over_is_taken_at_once(uri):
+    subprocess.run([sys.executable, "-c", DIES, uri], check=False)
+    start = time.monotonic()
+    with Lease(uri, "run-2", over=["dead"]):
+        assert time.monotonic() - start < lease_module.TTL_S / 2
 
 
 def test_a_lease_that_is_renewed_does_not_expire(uri, hasty):

@@ -247,10 +247,11 @@ def test_the_log_of_a_driver_out_of_time_is_copied_to_its_last_line(driver):
 @pytest.mark.parametrize(
     ("arguments", "how"),
     [
-        ((), {"resume": None, "overwrite": False}),
-        (("--resume", "same"), {"resume": "same", "overwrite": False}),
-        (("--resume", "new-input"), {"resume": "new-input", "overwrite": False}),
-        (("--overwrite",), {"resume": None, "overwrite": True}),
+        ((), {"resume": None, "overwrite": False, "over": []}),
+        (("--resume", "same", "--over", "a"), {"resume": "same", "overwrite": False, "over": ["a"]}),
+        (("--resume", "same"), {"resume": "same", "overwrite": False, "over": []}),
+        (("--resume", "new-input"), {"resume": "new-input", "overwrite": False, "over": []}),
+        (("--overwrite",), {"resume": None, "overwrite": True, "over": []}),
     ],
 )
 def test_what_becomes_of_an_earlier_run_is_an_argument(main, arguments, how):

@@ -62,7 +62,7 @@ def test_a_gpu_model_is_asked_of_every_bundle(place):
         ([Node(8), Node(8)], 3, 3),
         ([Node(2)], 1, 1),
         ([Node(1)], 1, 0),
-        ([Node(2)], 4, 0),
+        ([Node(2)], 2, 0),
         ([Node(0), Node(8)], 1, 7),
         ([], 1, 0),
     ],
@@ -116,6 +116,7 @@ def test_a_cluster_that_can_grow_is_refused_nothing(place):
         ([CPU_NODE], {"resources": {"device": "gpu"}}, "no node has more than 0"),
         ([CPU_NODE], {"engine": {"pipeline_parallel_size": 2}}, "x pipeline_parallel_size=2 needs GPUs"),
         ([gpus(4)], {"resources": {"device": "cpu"}, "engine": {"pipeline_parallel_size": 2}}, "device says cpu"),
+        ([Node(2), Node(1)], {"replicas": 4}, "replicas=4 do not fit: each needs a CPU, and the cluster has 3"),
         # each bundle needs a CPU beside its GPU, on one and the same node
         ([gpus(4, num_cpus=2), Node(16)], {"engine": {"tensor_parallel_size": 4}}, "CPU"),
     ],

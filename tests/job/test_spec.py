@@ -73,7 +73,7 @@ def test_an_unknown_key_is_told_with_the_nearest_one(changes, line):
         ({"batch_size": 1.0}, "batch_size: 1.0: "),
         ({"batch_size": "32"}, "batch_size: '32': must be a whole number"),
         ({"batch_size": True}, "batch_size: True: "),
-        ({"replicas": 0}, "replicas: 0: at least one replica is needed"),
+        ({"replicas": 0}, "replicas: 0: from 1 to 10,000 replicas"),
         ({"replicas": {"min": 3, "max": 2}}, "min (3) is above max (2)"),
         ({"replicas": {"min": 0, "max": 2}}, "min: 0: "),
         ({"timeout": "6 hours"}, "timeout: '6 hours': not a duration"),
@@ -89,7 +89,7 @@ def test_an_unknown_key_is_told_with_the_nearest_one(changes, line):
         ({"sampling": None}, "sampling: None: "),
         ({"engine": {"tensor_parallel_size": 0}}, "engine.tensor_parallel_size: 0: "),
         ({"on_error": {"max_error_rate": 5}}, "on_error.max_error_rate: 5: "),
-        ({"retry": {"max_attempts": 3}}, "retry.max_attempts: 3: "),
+        ({"retry": {"max_attempts": 21}}, "retry.max_attempts: 21: "),
         ({"schema_version": 2}, "schema_version: 2: "),
         ({"resources": {"device": "tpu"}}, "resources.device: 'tpu': "),
         (

@@ -94,7 +94,7 @@ def test_a_folder_is_no_job_file(tmp_path):
         ("temperature: 0.1", "temperature: unknown key; did you mean 'sampling.temperature'?"),
         ("engine: {tensor_paralel_size: 2}", "did you mean 'tensor_parallel_size'?"),
         ("engine: {model: x}", "'model' is set at the top level of the job file"),
-        ("replicas: 0", "replicas: 0: at least one replica is needed"),
+        ("replicas: 0", "replicas: 0: from 1 to 10,000 replicas"),
         ("replicas: {min: 3, max: 2}", "min (3) is above max (2)"),
         ("replicas: '2'", "replicas: '2'"),
         ("timeout: 6 hours", "timeout: '6 hours': not a duration"),

@@ -1,0 +1,86 @@
+"""A run over several attempts: what the cluster spoilt is tried again, what the job spoilt is not."""
+
+import time
+from collections.abc import Callable, Collection
+
+from rayferry.job.spec import JobSpec
+from rayferry.submit import failure, launch, report
+from rayferry.submit.client import Cluster
+from rayferry.submit.config import Address
+from rayferry.submit.follow import LostContactError
+from rayferry.submit.pauses import growing_pauses
+from rayferry.submit.request import Earlier, attempt_id
+from rayferry.submit.transport import ClusterError, NoSuchJobError
+
+_FIRST_PAUSE_S = 10.0
+_CLASSES = {"cluster", "capacity"}
+
+
+def run(  # noqa: PLR0913  # all that the command line says
+    spec: JobSpec,
+    address: Address,
+    submission_id: str,
+    watch: launch.Watch,
+    *,
+    cluster: Cluster,
+    skip: Collection[str] = (),
+    sleep: Callable[[float], None] = time.sleep,
+) -> int:
+    """Follows a run that was submitted to its end, over as many attempts as the job file allows.
+
+    An attempt that failed by the cluster or for want of capacity, or that the cluster has forgotten, is followed by
+    one that goes on where it was.
+
+    Args:
+        spec: the job.
+        address: the cluster's.
+        submission_id: the run's first attempt, which was submitted.
+        watch: how it is followed.
+        cluster: the client.
+        skip: names of checks to leave out of later attempts.
+        sleep: waits so many seconds.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        LostContactError: the cluster stopped answering.
+        RayferryError: a later attempt could not be submitted.
+    """
+    breaks = growing_pauses(_FIRST_PAUSE_S)
+    number = 1
+    while True:
+        name = attempt_id(submission_id, number)
+        is_last = number == spec.retry.max_attempts
+        try:
+            info = launch.to_its_end(cluster, name, watch)
+        except LostContactError as error:
+            if is_last or not _has_forgotten(address, name):
+                raise
+            report.note(str(error))
+            over: tuple[str, ...] = ()  # what it started on other nodes may live a little longer
+        else:
+            if info is None:
+                return launch.EXIT_DETACHED
+            sort = failure.sort(info)
+            if is_last or sort is None or sort.name not in _CLASSES:
+                return launch.conclude(cluster, info, as_json=watch.as_json)
+            launch.explain(cluster, info)
+            over = (name,)
+        number += 1
+        pause = next(breaks)
+        following = attempt_id(submission_id, number)
+        report.note(f"attempt {number} of {spec.retry.max_attempts} in {pause:.0f} s: {following}")
+        sleep(pause)
+        cluster, _ = launch.submit(spec, address, following, skip, Earlier(resume=True, over=over))
+
+
+def _has_forgotten(address: Address, name: str) -> bool:
+    """True if the cluster answers and has no such job: it was restarted, so the job runs no more."""
+    try:
+        Cluster(address).info(name)
+    except NoSuchJobError:
+        return True
+    except ClusterError:
+        return False
+    return False

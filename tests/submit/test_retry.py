@@ -1,0 +1,117 @@
+"""A run over several attempts. The cluster is a script here; tests/e2e and tests/chaos have real ones."""
+
+import pytest
+
+from rayferry.job.spec import parse
+from rayferry.submit import launch, retry
+from rayferry.submit.client import JobInfo
+from rayferry.submit.config import Address
+from rayferry.submit.follow import LostContactError
+from rayferry.submit.request import Earlier, attempt_id
+from rayferry.submit.transport import NoSuchJobError, UnreachableError
+
+PLACE = Address("http://127.0.0.1:1", "test")
+
+
+def ended(name, error_type=None, exit_code=None, status="FAILED"):
+    return JobInfo(name, status, error_type=error_type, exit_code=exit_code)
+
+
+DIED = {"error_type": "JOB_SUPERVISOR_ACTOR_DIED"}
+NO_ROOM = {"error_type": "JOB_SUPERVISOR_ACTOR_UNSCHEDULABLE"}
+OURS = {"error_type": "JOB_ENTRYPOINT_COMMAND_ERROR", "exit_code": 1}
+GOOD = {"status": "SUCCEEDED", "exit_code": 0}
+
+
+GONE = NoSuchJobError("gone")
+
+
+class Script:
+    """What the attempts of a run come to, and what was done about it."""
+
+    def __init__(self, steps, known):
+        self.steps, self.known = list(steps), known
+        self.sent, self.concluded = [], []
+
+    def to_its_end(self, _cluster, name, _watch):
+        step = self.steps.pop(0)
+        if isinstance(step, Exception):
+            raise step
+        return step and ended(name, **step)
+
+    def submit(self, _spec, _address, name, _skip, earlier):
+        self.sent.append((name, earlier))
+        return None, None
+
+    def conclude(self, _cluster, info, *, as_json):
+        self.concluded.append(info.submission_id)
+        return 0 if info.status == "SUCCEEDED" else 1
+
+    def connect(self, _address):
+        if isinstance(self.known, UnreachableError):
+            raise self.known
+        return self
+
+    def info(self, name):
+        if isinstance(self.known, Exception):
+            raise self.known
+        return ended(name, status=self.known)
+
+
+@pytest.fixture
+def follow(monkeypatch, job_data):
+    """Follows a run whose attempts end as scripted; gives exit code, submissions and what was concluded."""
+
+    def run(*steps, max_attempts=3, known=GONE):
+        script, pauses = Script(steps, known), []
+        for name in ("to_its_end", "submit", "conclude"):
+            monkeypatch.setattr(launch, name, getattr(script, name))
+        monkeypatch.setattr(launch, "explain", lambda *_: None)
+        monkeypatch.setattr(retry, "Cluster", script.connect)
+        spec = parse(job_data | {"retry": {"max_attempts": max_attempts}}, "job.yaml")
+        code = retry.run(spec, PLACE, "run", launch.Watch(), cluster=None, sleep=pauses.append)
+        assert len(pauses) == len(script.sent)
+        return code, script.sent, script.concluded
+
+    return run
+
+
+def test_a_run_that_ends_well_is_one_attempt(follow):
+    assert follow(GOOD) == (0, [], ["run"])
+
+
+@pytest.mark.parametrize("failure", [DIED, NO_ROOM, {"exit_code": 137}], ids=str)
+def test_what_the_cluster_spoilt_is_gone_on_with(follow, failure):
+    assert follow(failure, GOOD) == (0, [("run-a2", Earlier(resume=True, over=("run",)))], ["run-a2"])
+
+
+@pytest.mark.parametrize("failure", [OURS, {"error_type": "RUNTIME_ENV_SETUP_FAILURE"}, {"status": "STOPPED"}], ids=str)
+def test_what_the_job_spoilt_is_not_tried_again(follow, failure):
+    assert follow(failure) == (1, [], ["run"])
+
+
+def test_no_more_attempts_are_made_than_the_job_file_allows(follow):
+    code, sent, concluded = follow(DIED, DIED, DIED)
+    assert (code, [name for name, _ in sent], concluded) == (1, ["run-a2", "run-a3"], ["run-a3"])
+
+
+def test_one_attempt_is_no_retry(follow):
+    assert follow(DIED, max_attempts=1) == (1, [], ["run"])
+
+
+def test_a_job_that_a_restarted_cluster_has_forgotten_is_gone_on_with(follow):
+    assert follow(LostContactError("restarted"), GOOD)[1:] == ([("run-a2", Earlier(resume=True))], ["run-a2"])
+
+
+@pytest.mark.parametrize("known", [UnreachableError("down"), "RUNNING"], ids=str)
+def test_lost_contact_is_told_where_the_job_may_still_run(follow, known):
+    with pytest.raises(LostContactError, match="lost"):
+        follow(LostContactError("lost"), known=known)
+
+
+def test_who_leaves_it_alone_leaves_it_alone(follow):
+    assert follow(None) == (launch.EXIT_DETACHED, [], [])
+
+
+def test_an_attempts_id_is_never_too_long():
+    assert (attempt_id("x" * 128, 1), len(attempt_id("x" * 128, 12))) == ("x" * 128, 124)
