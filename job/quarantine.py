@@ -19,7 +19,7 @@ Key = tuple[str, str, int]
 _SUSPECT_AFTER = 2
 _PIECES = 32
 # Deaths of one replica with no row answered anywhere: in company, and while rows are told apart.
-_MOST_DEATHS, _MOST_DEATHS_ALONE = 5, 10
+_MOST_DEATHS, _MOST_DEATHS_ALONE = 5, 7
 
 
 class Suspect(NamedTuple):

@@ -71,7 +71,7 @@ def main():
         "replicas": 2,
         "batch_size": 2,
     }
-    ray.init(num_cpus=8, num_gpus=4, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=8, num_gpus=4, include_dashboard=False, log_to_driver=False)
     pipeline.run(parse(job, "job"), "groups", Replica)
     import pyarrow.parquet as pq
 

@@ -161,7 +161,7 @@ def test_an_engine_that_always_dies_ends_the_run_with_the_reason_and_what_to_cha
     with pytest.raises(JobError) as raised:
         carry_out(["raise"] * 60)
     assert str(raised.value).startswith(
-        "the engine died: RuntimeError: illegal memory access; engines died 10 times in a row"
+        "the engine died: RuntimeError: illegal memory access; engines died 7 times in a row"
     )
     assert "lower engine.max_num_seqs (now the default of vLLM)" in str(raised.value)
     assert str(raised.value).endswith("or replicas (now 1).")

@@ -154,7 +154,7 @@ def test_an_engine_that_always_dies_ends_the_run_and_blames_few(board):
     replica = Replica(board)
     with pytest.raises(AssertionError):
         replica.run(key("a", 1000), set(range(1000)))
-    assert "died 10 times in a row" in board.snapshot().failure
+    assert "died 7 times in a row" in board.snapshot().failure
     assert board.snapshot().num_poison <= 5
 
 
