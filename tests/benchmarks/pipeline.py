@@ -162,6 +162,7 @@ def main():
     folder = Path(tempfile.mkdtemp(prefix="rayferry-bench-"))
     # the replica takes a GPU that is only a number: as on a real node, it leaves the CPUs to the others
     ray.init(
+        "local",
         num_cpus=os.cpu_count(),
         num_gpus=1,
         include_dashboard=False,
