@@ -57,6 +57,37 @@ def load(spec: JobSpec, device: str) -> "GeneratingEngine | PoolingEngine":
     return kind(llm, spec, adapters, device)
 
 
+def is_about_memory(reason: str) -> bool:
+    """True if a reason not to start says, or may hide, that memory ran out."""
+    words = ("memory", "cache blocks", "kv cache", "engine core initialization failed")
+    return any(word in reason.lower() for word in words)
+
+
+def advice(spec: JobSpec, device: str, limits: dict[str, Any]) -> str:
+    """What to change if memory ran out, with the values of now.
+
+    Args:
+        spec: the job.
+        device: `gpu` or `cpu`.
+        limits: what the loaded engine has for keys of `engine` that the job may not set.
+    """
+    given = spec.engine.to_kwargs()
+
+    def now(key: str, default: str) -> str:
+        return f"engine.{key} (now {given.get(key, limits.get(key, default))})"
+
+    few = f"{now('max_num_seqs', 'the default of vLLM')} or {now('max_model_len', 'as long as the model can')}"
+    if device == "cpu":
+        return f"If memory ran out: lower {few}, or replicas (now {spec.max_replicas})."
+    share = now("gpu_memory_utilization", "the default of vLLM, 0.9 or 0.92")
+    more = f"engine.tensor_parallel_size (now {spec.engine.tensor_parallel_size})"
+    return (
+        f"If a GPU's memory ran out: lower {few}; lower {share} if it ran out while the engine worked or if others use "
+        f"the GPU, raise it if vLLM had too little for its KV cache; or raise {more}. "
+        f"If a node's memory ran out: lower replicas (now {spec.max_replicas})."
+    )
+
+
 def _rank(folders: Any) -> int:
     """The least rank that vLLM has a kernel for and that holds all adapters."""
     ranks = [16]
@@ -80,6 +111,7 @@ class _Base:
         self._llm = llm
         self._spec = spec
         self._mixes = device == "gpu"
+        self.limits = _limits(llm.llm_engine)
         self._max_model_len = int(llm.llm_engine.model_config.max_model_len)
         self._lora = {name: LoRARequest(name, at, path) for at, (name, path) in enumerate(adapters.items(), start=1)}
         self._side = spec.on_error.prompt_too_long.partition("_")[2] or None
@@ -290,6 +322,18 @@ class PoolingEngine(_Base):
 
             options["pooling_params"] = PoolingParams(dimensions=dimensions)
         return list(self._llm.embed(prompts, **options))
+
+
+def _limits(loaded: Any) -> dict[str, Any]:
+    """What vLLM set by itself of the keys that memory depends on, as far as this version tells."""
+    config = getattr(loaded, "vllm_config", None)
+    places = {
+        "gpu_memory_utilization": "cache_config",
+        "max_num_seqs": "scheduler_config",
+        "max_model_len": "model_config",
+    }
+    found = {key: getattr(getattr(config, place, None), key, None) for key, place in places.items()}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def stage_of(error: BaseException) -> str:

@@ -141,6 +141,8 @@ def _run(
     now = ray.get(board.snapshot.remote())
     if now.num_rescued:
         say(f"{counted(now.num_rescued, 'row')} had values that fit no column: they are in rescued_data")
+    if now.num_poison:
+        say(f"{counted(now.num_poison, 'row')} killed the engine: see errors/ (error_type EngineDied)")
     if not any(part.kind == "data" for part in parts.parts):
         parts.write_empty()
     checkpoint.remove_orphans(layout, [part.uri for part in parts.parts], done.attempts)

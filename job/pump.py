@@ -3,6 +3,7 @@
 import gc
 import queue
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -74,11 +75,19 @@ class Pump:
     """Owns the thread that steps the engine. `submit` may be called from any thread, any number of times.
 
     An engine is not safe for use from several threads, so requests pass through a queue. If `step` raises, the
-    engine is taken for dead: every batch, waiting and later, fails with `EngineError`.
+    engine is taken for dead: every batch, waiting and later, fails with `EngineError`. So it is if it does not return.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, timeout_s: float | None = None) -> None:
+        """Starts the thread.
+
+        Args:
+            engine: whom to feed.
+            timeout_s: most time for the engine to return from one call.
+        """
         self._engine = engine
+        self._timeout_s = timeout_s
+        self._called_at: float | None = None
         self._incoming: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
         self._running: dict[str, tuple[_Batch, int]] = {}
         self._admitting: _Batch | None = None
@@ -91,6 +100,8 @@ class Pump:
         gc.freeze()
         self._thread = threading.Thread(target=self._run, name="rayferry-pump", daemon=True)
         self._thread.start()
+        if timeout_s is not None:
+            threading.Thread(target=self._watch, name="rayferry-watchdog", daemon=True).start()
 
     def submit(self, calls: Sequence[Call]) -> "Future[list[Any]]":
         """Hands a batch over and returns at once.
@@ -120,7 +131,10 @@ class Pump:
     def _run(self) -> None:
         try:
             while self._admit():
-                for output in self._engine.step():
+                self._called_at = time.monotonic()
+                outputs = self._engine.step()
+                self._called_at = None
+                for output in outputs:
                     if output.finished:
                         batch, index = self._running.pop(output.request_id)
                         batch.settle(index, output.outcome if isinstance(output, Settled) else output)
@@ -139,17 +153,29 @@ class Pump:
                 continue
             self._admitting = batch
             for index, call in enumerate(batch.calls):
+                self._called_at = time.monotonic()
                 try:
                     self._running[self._engine.add(call)] = (batch, index)
                 except RefusedError as refusal:
                     batch.settle(index, refusal)
-            self._admitting = None
+            self._called_at = self._admitting = None
+
+    def _watch(self) -> None:
+        assert self._timeout_s is not None  # noqa: S101  # else there is no such thread
+        while self._thread.is_alive() and self._dead is None:
+            called_at = self._called_at
+            left = self._timeout_s - (time.monotonic() - called_at if called_at is not None else 0)
+            if left < 0:
+                self._fail(TimeoutError(f"it hangs: no step ended in {self._timeout_s:g} s (retry.engine_timeout)"))
+            self._thread.join(max(0.05, left))
 
     def _fail(self, error: BaseException) -> None:
         with self._lock:
+            if self._dead is not None:  # it hung, and then came back
+                return
             self._dead = EngineError(f"the engine died: {type(error).__name__}: {error}")
             self._dead.__cause__ = error
-            batches = {id(batch): batch for batch, _ in self._running.values()}
+            batches = {id(batch): batch for batch, _ in list(self._running.values())}
             if self._admitting is not None:
                 batches[id(self._admitting)] = self._admitting
             while not self._incoming.empty():

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from rayferry.job import leaks, secrets
 from rayferry.job.engine_spec import EngineSpec
@@ -19,6 +19,34 @@ _DURATION = re.compile(r"^(\d+(?:\.\d+)?)\s*(s|m|h|d)$")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 GENERATING = ("generate", "chat")
 _Path = Annotated[str, Field(min_length=1)]
+
+
+def seconds(duration: str) -> float:
+    """A duration such as `90m` in seconds.
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = _DURATION.match(duration)
+    if not match or not float(match[1]):
+        msg = "not a duration; write a number and s, m, h or d, such as 90m"
+        raise ValueError(msg)
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def _with_unit(value: object) -> object:
+    if isinstance(value, int | float):
+        msg = f"a duration needs a unit: {value}s, {value}m, {value}h or {value}d"
+        raise ValueError(msg)  # noqa: TRY004  # pydantic makes a message of this one
+    return value
+
+
+def _check_duration(value: str) -> str:
+    seconds(value)
+    return value
+
+
+Duration = Annotated[str, BeforeValidator(_with_unit), AfterValidator(_check_duration)]
 
 
 class OutputSpec(Typed):
@@ -119,6 +147,14 @@ class RetrySpec(Typed):
     max_attempts: int = Field(
         3, ge=1, le=20, description="Ray jobs that one run may use, where the cluster fails or has no room"
     )
+    engine_timeout: Duration = Field(
+        "10m", description="an engine with work that does not end a step in this time hangs, and is started again"
+    )
+
+    @property
+    def engine_timeout_s(self) -> float:
+        """The same in seconds."""
+        return seconds(self.engine_timeout)
 
 
 class RuntimeEnvSpec(Typed):
@@ -168,19 +204,6 @@ class ClusterSpec(Typed):
         return address
 
 
-def seconds(duration: str) -> float:
-    """A duration such as `90m` in seconds.
-
-    Raises:
-        ValueError: it is none.
-    """
-    match = _DURATION.match(duration)
-    if not match or not float(match[1]):
-        msg = "not a duration; write a number and s, m, h or d, such as 90m"
-        raise ValueError(msg)
-    return float(match[1]) * _SECONDS[match[2]]
-
-
 class JobSpec(Typed):
     """One batch-inference job, validated."""
 
@@ -205,7 +228,7 @@ class JobSpec(Typed):
     resources: ResourcesSpec = Field(default_factory=ResourcesSpec)
     on_error: OnErrorSpec = Field(default_factory=OnErrorSpec)
     retry: RetrySpec = Field(default_factory=RetrySpec)
-    timeout: str | None = Field(None, description="most time from start to end, such as 90m or 6h")
+    timeout: Duration | None = Field(None, description="most time from start to end, such as 90m or 6h")
     runtime_env: RuntimeEnvSpec = Field(default_factory=RuntimeEnvSpec)
     cluster: ClusterSpec = Field(default_factory=ClusterSpec)
 
@@ -262,21 +285,6 @@ class JobSpec(Typed):
         if isinstance(value, int) and not 1 <= value <= MAX_REPLICAS:
             msg = f"from 1 to {MAX_REPLICAS:,} replicas"
             raise ValueError(msg)
-        return value
-
-    @field_validator("timeout", mode="before")
-    @classmethod
-    def _with_unit(cls, value: object) -> object:
-        if isinstance(value, int | float):
-            msg = f"a duration needs a unit: {value}s, {value}m, {value}h or {value}d"
-            raise ValueError(msg)  # noqa: TRY004  # pydantic makes a message of this one
-        return value
-
-    @field_validator("timeout")
-    @classmethod
-    def _duration(cls, value: str | None) -> str | None:
-        if value is not None:
-            seconds(value)
         return value
 
     @field_validator("model")

@@ -1,10 +1,13 @@
 """Runs the pipeline with tensor_parallel_size=2 and two replicas on a Ray of its own with four logical GPUs.
 
+Each replica has two workers that hold its GPUs, as vLLM has, and one replica's process ends in its first batch.
+
 usage: tensor_parallel_job.py FOLDER    prints one JSON line: what each replica saw, and the groups left at the end
 """
 
 import asyncio
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -16,15 +19,29 @@ from rayferry.job.answers import Answers
 from rayferry.job.spec import parse
 
 
+@ray.remote(num_gpus=1, num_cpus=0)
+class Worker:
+    """Holds a GPU of its replica's group."""
+
+    def ping(self):
+        return True
+
+
 class Replica:
     """Answers nothing but where it runs; each batch takes long enough for the other replica to get some too."""
 
     def __init__(self, spec, device, progress, openai):
         self._answers = Answers(spec, openai=openai)
         self._engine = spec.engine.tensor_parallel_size
+        self._mark = Path(spec.output.uri).parent / "died"
+        self._workers = [Worker.remote() for _ in range(self._engine)]
+        ray.get([worker.ping.remote() for worker in self._workers])  # the GPUs of a process that died are free again
         progress.replica_ready.remote(load_s=0.0, vllm="none")
 
     async def __call__(self, table):
+        if not self._mark.exists():
+            self._mark.touch()
+            os._exit(1)
         await asyncio.sleep(0.5)
         group = get_current_placement_group()
         seen = placement_group_table(group)
@@ -54,7 +71,7 @@ def main():
         "replicas": 2,
         "batch_size": 2,
     }
-    ray.init(num_cpus=8, num_gpus=4, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=8, num_gpus=4, include_dashboard=False, log_to_driver=False)
     pipeline.run(parse(job, "job"), "groups", Replica)
     import pyarrow.parquet as pq
 

@@ -1,14 +1,15 @@
 import asyncio
+import contextlib
 import json
+import os
 from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
 
-from rayferry.job.answers import Answers
 from rayferry.job.errors import EngineError
 from rayferry.job.predictor import LLMPredictor
-from rayferry.job.pump import Pump, RefusedError
+from rayferry.job.pump import RefusedError
 from rayferry.job.rows import SOURCE_SCHEMA
 
 BAD = {"stage": "parse", "error_type": "BadPrompt", "error": "column 'text' is empty", "raw": '{"text": ""}'}
@@ -27,6 +28,8 @@ def table(*prompts, **requests):
 
 class FakeEngine:
     """Answers in one step; refuses `refuse`, dies of `die`."""
+
+    version = "fake"
 
     def __init__(self):
         self.asked = []
@@ -48,6 +51,17 @@ class FakeEngine:
     def is_busy(self):
         return bool(self._new)
 
+    def tool_parser(self):
+        return None
+
+
+class Replica(LLMPredictor):
+    """With that engine."""
+
+    def _load(self, spec, device):
+        self.engine = FakeEngine()
+        return self.engine
+
 
 def answer(text):
     completion = SimpleNamespace(text=text, finish_reason="stop", token_ids=[1, 2], logprobs=None)
@@ -56,13 +70,8 @@ def answer(text):
 
 @pytest.fixture
 def predictor(make_spec):
-    """A replica around a fake engine, its model's loading left out."""
-    replica = LLMPredictor.__new__(LLMPredictor)
-    replica.engine = FakeEngine()
-    replica._answers = Answers(make_spec(sampling={"n": 2}))
-    replica._progress = None
-    replica._pump = Pump(replica.engine)
-    return replica
+    """A replica around a fake engine."""
+    return Replica(make_spec(sampling={"n": 2}), "cpu")
 
 
 def answered(predictor, batch):
@@ -114,11 +123,55 @@ def test_a_replica_whose_engine_dies_raises(predictor):
         asyncio.run(predictor(table("die")))
 
 
-def test_a_replica_whose_engine_dies_tells_the_board(predictor, near_board):
-    predictor._progress = near_board
-    with pytest.raises(EngineError):
-        asyncio.run(predictor(table("die")))
-    assert near_board.board.snapshot().failure == "the engine died: RuntimeError: out of memory"
+@pytest.fixture
+def exits(monkeypatch):
+    """How this process would have ended."""
+    codes = []
+
+    def exit_(code):
+        codes.append(code)
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", exit_)
+    return codes
+
+
+def replicas_that_die(make_spec, near_board, number):
+    for _ in range(number):
+        with contextlib.suppress(SystemExit):
+            asyncio.run(Replica(make_spec(), "cpu", near_board)(table("die")))
+
+
+def test_a_replica_whose_engine_dies_tells_the_board_and_ends_its_process(make_spec, near_board, exits):
+    replicas_that_die(make_spec, near_board, 1)
+    assert (exits, near_board.board.snapshot().deaths) == ([1], ["the engine died: RuntimeError: out of memory"])
+
+
+def test_a_row_that_kills_three_engines_the_last_time_alone_is_an_error(make_spec, near_board, exits):
+    replicas_that_die(make_spec, near_board, 3)
+    (row,) = asyncio.run(Replica(make_spec(), "cpu", near_board)(table("die"))).to_pylist()
+    assert (len(exits), row["stage"], row["error_type"]) == (3, "engine", "EngineDied")
+    assert row["error"].startswith("the engine died 3 times with this row, the last time with it alone")
+
+
+class Unloadable(Replica):
+    def _load(self, spec, device):
+        raise RuntimeError("CUDA out of memory")
+
+
+def test_want_of_memory_is_told_with_the_values_to_change(make_spec):
+    spec = make_spec(engine={"max_num_seqs": 64}, replicas=3)
+    with pytest.raises(EngineError, match=r"CUDA out of memory. If a GPU's memory ran out: .*max_num_seqs \(now 64\)"):
+        Unloadable(spec, "gpu")
+    with pytest.raises(EngineError, match=r"replicas \(now 3\)\.$"):
+        Unloadable(spec, "cpu")
+
+
+def test_a_replica_that_could_load_before_is_started_again(make_spec, near_board, exits):
+    Replica(make_spec(), "cpu", near_board)
+    with contextlib.suppress(SystemExit):
+        Unloadable(make_spec(), "cpu", near_board)
+    assert (exits, near_board.board.snapshot().failure) == ([1], None)
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -191,6 +192,35 @@ def test_the_error_of_a_dead_engine_has_the_death_as_its_cause():
 @pytest.mark.parametrize("death", [SystemExit(1), KeyboardInterrupt(), MemoryError()], ids=repr)
 def test_nobody_is_left_waiting_whatever_the_engine_raises(death):
     assert isinstance(Pump(FakeEngine(death)).submit(calls("a", "step!")).exception(WAIT_S), EngineError)
+
+
+@pytest.mark.parametrize("prompts", [["a*held"], ["b", "a*held"]])
+def test_an_engine_whose_step_does_not_end_is_dead(prompts):
+    engine = FakeEngine()
+    never = threading.Event()
+    engine.step = never.wait
+    error = Pump(engine, timeout_s=0.1).submit(calls(*prompts)).exception(WAIT_S)
+    never.set()
+    assert str(error).startswith("the engine died: TimeoutError: it hangs: no step ended in 0.1 s")
+
+
+def test_an_engine_that_has_nothing_to_do_does_not_hang(engine):
+    pump = Pump(engine, timeout_s=0.05)
+    texts(pump.submit(calls("a")))
+    time.sleep(0.3)
+    assert texts(pump.submit(calls("b"))) == ["B"]
+
+
+def test_an_engine_whose_every_step_ends_in_time_does_not_hang_however_long_it_works():
+    engine = FakeEngine()
+    step = engine.step
+
+    def slow():
+        time.sleep(0.02)
+        return step()
+
+    engine.step = slow
+    assert texts(Pump(engine, timeout_s=0.4).submit(calls("a*40"))) == ["A"]
 
 
 def test_a_batch_that_its_caller_gave_up_does_not_end_the_engine(pump, engine):

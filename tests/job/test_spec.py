@@ -78,6 +78,7 @@ def test_an_unknown_key_is_told_with_the_nearest_one(changes, line):
         ({"replicas": {"min": 0, "max": 2}}, "min: 0: "),
         ({"timeout": "6 hours"}, "timeout: '6 hours': not a duration"),
         ({"timeout": 60}, "timeout: 60: a duration needs a unit: 60s, 60m, 60h or 60d"),
+        ({"retry": {"engine_timeout": 60}}, "retry.engine_timeout: 60: a duration needs a unit"),
         ({"timeout": "-1h"}, "timeout: '-1h': not a duration"),
         ({"timeout": "0s"}, "timeout: '0s': "),
         ({"sampling": {"temperature": -1}}, "sampling.temperature: -1: "),
@@ -152,6 +153,11 @@ def test_a_long_value_is_cut_in_the_message():
 )
 def test_a_timeout_is_read_in_its_unit(make_spec, timeout, seconds):
     assert make_spec(timeout=timeout).timeout_s == seconds
+
+
+def test_an_engine_hangs_after_ten_minutes_unless_the_job_file_says_otherwise(make_spec):
+    times = [make_spec().retry.engine_timeout_s, make_spec(retry={"engine_timeout": "90s"}).retry.engine_timeout_s]
+    assert times == [600, 90]
 
 
 @pytest.mark.parametrize(("replicas", "least"), [(3, 3), ({"min": 2, "max": 8}, 2), ({"max": 8}, 1)])

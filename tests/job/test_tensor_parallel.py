@@ -19,7 +19,7 @@ def outcome(tmp_path_factory):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_every_row_is_answered(outcome):
+def test_every_row_is_answered_though_a_replica_died(outcome):
     assert outcome["rows"] == 32
 
 
