@@ -272,12 +272,39 @@ def _refuse_other_input(layout: Layout, before: list[list[Any]], now: list[list[
         raise JobError(msg)
 
 
-def _done(layout: Layout, submission_id: str) -> Done:
-    names = storage.children(layout.checkpoint_uri)
-    uris = [layout.checkpoint_uri + name for name in names]
+def check_once(layout: Layout, parts: Iterable[str]) -> None:
+    """Makes sure that no row is in two of a run's parts, by their records.
+
+    Args:
+        layout: the run's places.
+        parts: URIs of the run's parts.
+
+    Raises:
+        JobError: one is, so another is missing if their number is right.
+    """
+    ours = set(parts)
     with ThreadPoolExecutor(_THREADS) as threads:
-        records = [uri for uri in uris if not uri.endswith(_FILES)]
-        found = {uri: record for uri, record in zip(records, threads.map(Record.read, records), strict=True) if record}
+        found = _records(_checkpoints(layout), threads)
+    mine = {uri: record for uri, record in found.items() if any(part["uri"] in ours for part in record.parts)}
+    repeated = _apart(mine)[1]
+    if repeated:
+        msg = f"some rows were answered twice (those of {repeated[0]}); no manifest is made; go on with --resume"
+        raise JobError(msg)
+
+
+def _checkpoints(layout: Layout) -> list[str]:
+    return [layout.checkpoint_uri + name for name in storage.children(layout.checkpoint_uri)]
+
+
+def _records(uris: Iterable[str], threads: ThreadPoolExecutor) -> dict[str, Record]:
+    asked = [uri for uri in uris if not uri.endswith(_FILES)]
+    return {uri: record for uri, record in zip(asked, threads.map(Record.read, asked), strict=True) if record}
+
+
+def _done(layout: Layout, submission_id: str) -> Done:
+    uris = _checkpoints(layout)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        found = _records(uris, threads)
         read_files = list(threads.map(_read_json, [uri for uri in uris if uri.endswith(_FILES)]))
     kept, repeated = _apart(found)
     manifest = _read_json(layout.manifest_uri)

@@ -138,7 +138,9 @@ def _run(
         say(f"{counted(now.num_rescued, 'row')} had values that fit no column: they are in rescued_data")
     if not any(part.kind == "data" for part in parts.parts):
         parts.write_empty()
-    checkpoint.remove_orphans(layout, [part.uri for part in parts.parts], done.attempts)
+    uris = [part.uri for part in parts.parts]
+    checkpoint.check_once(layout, uris)
+    checkpoint.remove_orphans(layout, uris, done.attempts)
     result = manifest.build(
         spec,
         asked=asked,

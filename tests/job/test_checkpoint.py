@@ -213,3 +213,11 @@ def test_of_two_records_of_a_row_one_counts_and_the_other_goes(attempt, layout):
     assert len(done.spans["/in/a.txt"]) == 19
     left = storage.children(layout.checkpoint_uri)
     assert left == ["run-1-000000.json", "run-1-000001.json"]
+
+
+def test_a_run_that_answered_a_row_twice_gets_no_manifest(layout):
+    names = [write_part(layout, "run-1", task, {"/in/a.txt": [[task, task + 2]]}) for task in range(2)]
+    uris = [layout.data_uri + name for name in names]
+    checkpoint.check_once(layout, uris[:1])
+    with pytest.raises(JobError, match=r"run-1-000001.json.*go on with --resume"):
+        checkpoint.check_once(layout, uris)
