@@ -267,7 +267,9 @@ class Runs:
         manifest = json.loads(self._content(f"{prefix}_meta/manifest.json"))
         root = f"s3://{self._bucket}/"
         listed = {part["uri"].removeprefix(root): part for part in manifest["parts"]}
-        there = {key for name in ("data", "errors", "openai") for key in self._keys(f"{prefix}{name}/")}
+        folders = [f"{prefix}{name}/" for name in ("data", "errors", "openai")]
+        # Arrow leaves an empty object in the folder's name where it removed a file
+        there = {key for folder in folders for key in self._keys(folder) if key != folder}
         found = {"missing parts": sorted(listed.keys() - there), "unlisted parts": sorted(there - listed.keys())}
         ids, counts, wrong = Counter(), Counter(), []
         for key in sorted(listed.keys() & there):
