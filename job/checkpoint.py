@@ -272,27 +272,87 @@ def _refuse_other_input(layout: Layout, before: list[list[Any]], now: list[list[
         raise JobError(msg)
 
 
-def _done(layout: Layout, submission_id: str) -> Done:
-    names = storage.children(layout.checkpoint_uri)
+def check_once(layout: Layout, parts: Iterable[str]) -> None:
+    """Makes sure that no row is in two of a run's parts, by their records.
+
+    Args:
+        layout: the run's places.
+        parts: URIs of the run's parts.
+
+    Raises:
+        JobError: one is, so another is missing if their number is right.
+    """
+    ours = set(parts)
     with ThreadPoolExecutor(_THREADS) as threads:
-        uris = [layout.checkpoint_uri + name for name in names]
-        records = threads.map(Record.read, [uri for uri in uris if not uri.endswith(_FILES)])
+        found = _records(_checkpoints(layout), threads)
+    mine = {uri: record for uri, record in found.items() if any(part["uri"] in ours for part in record.parts)}
+    repeated = _apart(mine)[1]
+    if repeated:
+        msg = f"some rows were answered twice (those of {repeated[0]}); no manifest is made; go on with --resume"
+        raise JobError(msg)
+
+
+def _checkpoints(layout: Layout) -> list[str]:
+    return [layout.checkpoint_uri + name for name in storage.children(layout.checkpoint_uri)]
+
+
+def _records(uris: Iterable[str], threads: ThreadPoolExecutor) -> dict[str, Record]:
+    asked = [uri for uri in uris if not uri.endswith(_FILES)]
+    return {uri: record for uri, record in zip(asked, threads.map(Record.read, asked), strict=True) if record}
+
+
+def _done(layout: Layout, submission_id: str) -> Done:
+    uris = _checkpoints(layout)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        found = _records(uris, threads)
         read_files = list(threads.map(_read_json, [uri for uri in uris if uri.endswith(_FILES)]))
-        found = [record for record in records if record is not None]
-    spans: dict[str, list[list[int]]] = {}
-    for record in found:
-        for uri, several in record.rows.items():
-            spans.setdefault(uri.removeprefix("s3://"), []).extend(several)
+    kept, repeated = _apart(found)
+    manifest = _read_json(layout.manifest_uri)
+    if manifest is None:
+        for uri in repeated:
+            storage.remove(uri)
+    spans = {path: Spans(several) for path, several in _spans_by_path(kept).items()}
     done = Done(
-        records=found,
-        spans={path: Spans(several) for path, several in spans.items()},
+        records=kept,
+        spans=spans,
         num_rows={path: rows for files in read_files if files for path, rows in files.items()},
         attempts=attempts(layout, submission_id),
-        manifest=_read_json(layout.manifest_uri),
+        manifest=manifest,
     )
     if done.manifest is None:
         say(f"resumed: {sum(map(len, done.spans.values())):,} rows are done already")
     return done
+
+
+def _apart(records: Mapping[str, Record]) -> tuple[list[Record], list[str]]:
+    """Records of which no two are of one row, and the URIs of the others.
+
+    A worker may outlive its attempt, and write a record after the next attempt has looked for them.
+    """
+    every = sorted(
+        (path, start, stop, uri)
+        for uri, record in records.items()
+        for path, several in _spans_by_path([record]).items()
+        for start, stop in several
+    )
+    repeated: set[str] = set()
+    last = ("", 0)
+    for path, start, stop, uri in every:
+        if uri in repeated:
+            continue
+        if path == last[0] and start < last[1]:
+            repeated.add(uri)
+        else:
+            last = (path, stop)
+    return [record for uri, record in records.items() if uri not in repeated], sorted(repeated)
+
+
+def _spans_by_path(records: Iterable[Record]) -> dict[str, list[list[int]]]:
+    spans: dict[str, list[list[int]]] = {}
+    for record in records:
+        for uri, several in record.rows.items():
+            spans.setdefault(uri.removeprefix("s3://"), []).extend(several)
+    return spans
 
 
 _FILES = "-files.json"

@@ -23,6 +23,7 @@ from rayferry.job.log import say
 TTL_S = 60.0
 _RENEW_S = 15.0
 _POLL_S = 2.0
+_MAX_ATTEMPTS = 8
 _CONFLICT = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
 _NO_CONDITIONS = {"NotImplemented", "501"}
 
@@ -83,7 +84,9 @@ class Lease:
         if self._tag is not None and not self._ended.is_set():
             self._ended.set()
             try:
-                self._store.remove()
+                found = self._store.get()
+                if found is not None and _holder(found[0]) == self._submission_id:
+                    self._store.remove()
             except Exception as error:  # noqa: BLE001  # it expires by itself
                 say(f"{self._uri} could not be removed ({error}); it expires in {TTL_S:g} s")
 
@@ -122,13 +125,13 @@ class Lease:
         while not self._ended.wait(_RENEW_S):
             try:
                 tag = self._store.put(self._content(), self._tag)
+                found = self._store.get() if tag is None else None
             except Exception as error:  # noqa: BLE001  # the store may come back; until somebody takes it, it is ours
                 say(f"{self._uri} could not be renewed just now ({error})")
                 continue
             if self._ended.is_set():
                 return
             if tag is None:
-                found = self._store.get()
                 if found is not None and _holder(found[0]) == self._submission_id:  # a put whose answer was lost
                     self._tag = found[1]
                     continue
@@ -149,8 +152,10 @@ class _S3:
 
     def __init__(self, uri: str) -> None:
         import boto3  # noqa: PLC0415  # a job without S3 does not need it
+        from botocore.config import Config  # noqa: PLC0415
 
-        self._client = boto3.client("s3", region_name=os.environ.get("AWS_REGION") or None)
+        patient = Config(retries={"mode": "standard", "total_max_attempts": _MAX_ATTEMPTS})
+        self._client = boto3.client("s3", region_name=os.environ.get("AWS_REGION") or None, config=patient)
         bucket, _, key = uri.removeprefix("s3://").partition("/")
         self._place = {"Bucket": bucket, "Key": key}
 

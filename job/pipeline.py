@@ -145,7 +145,9 @@ def _run(
         say(f"{counted(now.num_poison, 'row')} killed the engine: see errors/ (error_type EngineDied)")
     if not any(part.kind == "data" for part in parts.parts):
         parts.write_empty()
-    checkpoint.remove_orphans(layout, [part.uri for part in parts.parts], done.attempts)
+    uris = [part.uri for part in parts.parts]
+    checkpoint.check_once(layout, uris)
+    checkpoint.remove_orphans(layout, uris, done.attempts)
     result = manifest.build(
         spec,
         asked=asked,

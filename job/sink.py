@@ -16,7 +16,7 @@ from ray.data import Datasink
 from ray.data.block import BlockAccessor
 
 from rayferry.job import checkpoint, storage
-from rayferry.job.errors import TooManyErrorsError
+from rayferry.job.errors import JobError, TooManyErrorsError
 from rayferry.job.layout import Layout
 from rayferry.job.openai_batch import result_line
 from rayferry.job.rows import ERROR_SCHEMA, RESCUED, RESPONSE, with_copy
@@ -103,6 +103,7 @@ class PartsDatasink(Datasink[list[Part]]):  # type: ignore[misc]  # ray.data has
 
         Raises:
             TooManyErrorsError: so many rows have failed that the run cannot end well any more.
+            JobError: this task was tried before, with other rows.
         """
         tables = [BlockAccessor.for_block(block).to_arrow() for block in blocks]
         tables = [table for table in tables if table.num_rows]
@@ -113,26 +114,34 @@ class PartsDatasink(Datasink[list[Part]]):  # type: ignore[misc]  # ray.data has
             table = with_copy(table, self._copied)
         record_uri = checkpoint.record_uri(self._layout, self._submission_id, ctx.task_idx)
         done = checkpoint.Record.read(record_uri)
-        if done is not None:  # by a try of this task whose end Ray did not learn of
-            return [Part(**part) for part in done.parts]
-        good = pc.is_null(table.column("stage"))
-        name = checkpoint.part_name(self._submission_id, ctx.task_idx)
-        parts = []
-        data = table.filter(good).select(self._schema.names).cast(self._schema)
-        if data.num_rows:
-            parts.append(_write(f"{self._layout.data_uri}{name}.parquet", "data", data))
-        errors = table.filter(pc.invert(good)).select(ERROR_SCHEMA.names).cast(ERROR_SCHEMA)
-        if errors.num_rows:
-            parts.append(_write(f"{self._layout.errors_uri}{name}.parquet", "errors", errors))
-        if RESPONSE in table.column_names:
-            parts.append(_write_lines(f"{self._layout.openai_uri}{name}.jsonl", table))
-        told = [part.to_json() for part in parts]
-        record = checkpoint.Record(told, checkpoint.spans_of(table))
-        storage.write_bytes(record_uri, json.dumps(record.to_json()).encode())
+        data = table.filter(pc.is_null(table.column("stage"))).select(self._schema.names).cast(self._schema)
+        if done is None:
+            parts = self._write_parts(table, data, ctx.task_idx)
+            told = [part.to_json() for part in parts]
+            record = checkpoint.Record(told, checkpoint.spans_of(table))
+            storage.write_bytes(record_uri, json.dumps(record.to_json()).encode())
+        elif done.rows == checkpoint.spans_of(table):  # by a try of this task whose end Ray did not learn of
+            told, parts = done.parts, [Part(**part) for part in done.parts]
+        else:
+            msg = f"{record_uri} is of other rows than a second try of its task was given; go on with --resume"
+            raise JobError(msg)
         if self._progress is not None:
             hopeless = ray.get(self._progress.parts_written.remote(record_uri, told, _preview(data)))
             if hopeless:
                 raise TooManyErrorsError(hopeless)
+        return parts
+
+    def _write_parts(self, table: pa.Table, data: pa.Table, task: int) -> list[Part]:
+        name = checkpoint.part_name(self._submission_id, task)
+        parts = []
+        if data.num_rows:
+            parts.append(_write(f"{self._layout.data_uri}{name}.parquet", "data", data))
+        failed = table.filter(pc.is_valid(table.column("stage")))
+        if failed.num_rows:
+            errors = failed.select(ERROR_SCHEMA.names).cast(ERROR_SCHEMA)
+            parts.append(_write(f"{self._layout.errors_uri}{name}.parquet", "errors", errors))
+        if RESPONSE in table.column_names:
+            parts.append(_write_lines(f"{self._layout.openai_uri}{name}.jsonl", table))
         return parts
 
     def write_empty(self) -> None:

@@ -1,7 +1,9 @@
 """Filesystems by URI: the one place where the job learns about endpoints, regions and credentials."""
 
 import os
+import random
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,12 @@ from rayferry.job.errors import JobError
 _REQUEST_TIMEOUT_S = 60
 _CONNECT_TIMEOUT_S = 10
 _MAX_ATTEMPTS = 8
+_WRITE_TRIES = 4
+# What passes, or is a request's that was answered already, but the answer lost: the SDK asks again and is told so.
+_PASSING = re.compile(
+    r"AWS Error (NETWORK_CONNECTION|SLOW_DOWN|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|REQUEST_TIME|NO_SUCH_UPLOAD"
+    r"|UNKNOWN \(HTTP status (404|5\d\d)\))"
+)
 _HASTY = {"connect_timeout": 3, "request_timeout": 6, "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=2)}
 
 
@@ -164,8 +172,15 @@ def write_bytes(uri: str, content: bytes) -> None:
         draft.write_bytes(content)
         draft.replace(target)
         return
-    with files.open_output_stream(path, compression=None) as stream:
-        stream.write(content)
+    for tries_left in reversed(range(_WRITE_TRIES)):
+        try:
+            with files.open_output_stream(path, compression=None) as stream:
+                stream.write(content)
+            return
+        except OSError as error:
+            if not tries_left or not _PASSING.search(str(error)):
+                raise
+        time.sleep(random.uniform(0, _WRITE_TRIES - tries_left))  # noqa: S311  # so that not all ask at once
 
 
 def children(uri: str) -> list[str]:

@@ -202,3 +202,22 @@ def test_a_broken_record_is_told_with_its_place(attempt, layout, content):
     storage.write_bytes(uri, content)
     with pytest.raises(JobError, match=uri):
         attempt("run-2", resume="same")
+
+
+def test_of_two_records_of_a_row_one_counts_and_the_other_goes(attempt, layout):
+    attempt("run-1")
+    spans = [("run-1", 0, [[0, 5]]), ("run-1", 1, [[5, 9], [20, 30]]), ("run-2", 0, [[8, 12]]), ("run-2", 1, [[5, 9]])]
+    for run, task, rows in spans:
+        write_part(layout, run, task, {"/in/a.txt": rows})
+    done = attempt("run-3", resume="same")
+    assert len(done.spans["/in/a.txt"]) == 19
+    left = storage.children(layout.checkpoint_uri)
+    assert left == ["run-1-000000.json", "run-1-000001.json"]
+
+
+def test_a_run_that_answered_a_row_twice_gets_no_manifest(layout):
+    names = [write_part(layout, "run-1", task, {"/in/a.txt": [[task, task + 2]]}) for task in range(2)]
+    uris = [layout.data_uri + name for name in names]
+    checkpoint.check_once(layout, uris[:1])
+    with pytest.raises(JobError, match=r"run-1-000001.json.*go on with --resume"):
+        checkpoint.check_once(layout, uris)

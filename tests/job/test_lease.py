@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -106,3 +107,38 @@ def test_of_many_at_once_one_gets_it(uri):
 
     with ThreadPoolExecutor(8) as threads:
         assert sum(threads.map(take, [f"run-{at}" for at in range(8)])) == 1
+
+
+class Failing:
+    """A store whose puts' answers are lost, and that says nothing else either; it comes back after three questions."""
+
+    def __init__(self, real):
+        self.real, self.left, self.renewed = real, 3, threading.Event()
+
+    def put(self, content, tag):
+        if self.left:
+            return None
+        found = self.real.put(content, tag)
+        self.renewed.set()
+        return found
+
+    def get(self):
+        if self.left:
+            self.left -= 1
+            raise JobError("away")
+        return self.real.get()
+
+    def remove(self):
+        self.real.remove()
+
+
+def test_it_is_renewed_after_a_time_without_the_store(uri, hasty):
+    with Lease(uri, "run-1") as lease:
+        lease._store = Failing(lease._store)
+        assert lease._store.renewed.wait(30)
+
+
+def test_who_lost_it_does_not_remove_the_other_ones(uri):
+    with Lease(uri, "run-1"):
+        storage.write_bytes(uri, b'{"submission_id": "run-2"}')
+    assert storage.read_bytes(uri) is not None

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rayferry.job.errors import TooManyErrorsError
+from rayferry.job.errors import JobError, TooManyErrorsError
 from rayferry.job.layout import Layout
 from rayferry.job.progress import Board
 from rayferry.job.rows import ERROR_SCHEMA, RESPONSE, SOURCE_SCHEMA, answer_schema, data_schema
@@ -147,6 +147,18 @@ def test_an_errors_part_counts_no_tokens(write):
 def test_a_task_that_is_tried_again_replaces_its_own_part(write, tmp_path):
     first = write(block(good(0), failed(1)))
     assert (write(block(good(0), failed(1))), len([*tmp_path.rglob("*.parquet")])) == (first, 2)
+
+
+def test_a_task_that_is_tried_again_with_other_rows_is_refused(write):
+    write(block(good(0)))
+    with pytest.raises(JobError, match="of other rows"):
+        write(block(good(1)))
+
+
+def test_a_task_whose_end_nobody_learned_of_tells_the_board_when_it_is_tried_again(write, near_board):
+    write(block(good(0)))
+    write(block(good(0)), board=near_board)
+    assert near_board.board.snapshot().succeeded == 1
 
 
 def test_two_tasks_write_two_parts(write, tmp_path):

@@ -11,6 +11,8 @@ from rayferry.job.errors import JobError
 from rayferry.job.storage import File
 from rayferry.submit.local import stack as local_stack
 
+from ..chaos.s3_proxy import S3Proxy  # noqa: TID252  # tests are no package that is installed
+
 
 @pytest.fixture(params=["folder", "s3"])
 def place(request, tmp_path):
@@ -323,3 +325,16 @@ def test_a_hasty_filesystem_gives_up_sooner(monkeypatch, hasty, most_s):
     storage.filesystem("s3://bucket/a", hasty=hasty)
     tries = given["retry_strategy"].max_attempts
     assert tries * (given["connect_timeout"] + given["request_timeout"]) <= most_s
+
+
+@pytest.mark.parametrize("kinds", [("503", "500", "reset"), ("lost answer", "cut put")], ids=["refused", "half done"])
+def test_a_write_gets_through_a_store_with_bad_moments(stack, bucket_uri, monkeypatch, kinds):
+    proxy = S3Proxy(stack.endpoint)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    proxy.storm(2, 0.3, kinds)
+    for at in range(4):
+        storage.write_bytes(f"{bucket_uri}/{at}", b"whole" * 100_000)
+    proxy.calm()
+    assert set(proxy.done) == set(kinds)
+    assert all(storage.read_bytes(f"{bucket_uri}/{at}") == b"whole" * 100_000 for at in range(4))
+    proxy.close()

@@ -1,0 +1,53 @@
+"""Nothing lost, nothing twice, whatever goes wrong: real runs of the job by seeds, the engine a stub."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from rayferry.submit.local import stack as local_stack
+
+from .runs import Place, Runs
+from .s3_proxy import S3Proxy
+
+FEW = (0, 1, 8)
+MANY = range(100)
+
+
+def seeds():
+    """Those of CHAOS_SEEDS, such as `17` or `0-99`, or all."""
+    asked = os.environ.get("CHAOS_SEEDS")
+    if asked is None:
+        return list(MANY)
+    first, _, last = asked.partition("-")
+    return list(range(int(first), int(last or first) + 1))
+
+
+@pytest.fixture(scope="module")
+def runs(stack, tmp_path_factory):
+    proxy = S3Proxy(stack.endpoint)
+    place = Place(proxy, stack.environ())
+    yield Runs(place, stack.endpoint, local_stack.BUCKET, tmp_path_factory.mktemp("chaos"))
+    place.close()
+    proxy.close()
+
+
+def check(runs, seed):
+    found = runs.run(seed)
+    print(f"\nCHAOS_SEEDS={seed}", json.dumps(found), flush=True)
+    if results := os.environ.get("CHAOS_RESULTS"):
+        with Path(results).open("a") as file:
+            file.write(json.dumps(found) + "\n")
+    assert not found["defects"]
+
+
+@pytest.mark.parametrize("seed", FEW)
+def test_a_run_that_is_disturbed_is_exact_in_the_end(runs, seed):
+    check(runs, seed)
+
+
+@pytest.mark.chaos_runs
+@pytest.mark.parametrize("seed", seeds())
+def test_every_disturbed_run_is_exact_in_the_end(runs, seed):
+    check(runs, seed)
