@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 from rayferry.job import storage
 from rayferry.job.errors import JobError
@@ -26,6 +26,9 @@ _POLL_S = 2.0
 _MAX_ATTEMPTS = 8
 _CONFLICT = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
 _NO_CONDITIONS = {"NotImplemented", "501"}
+
+
+T = TypeVar("T")
 
 
 class _Store(Protocol):
@@ -155,9 +158,9 @@ class _S3:
         from botocore.config import Config  # noqa: PLC0415
 
         patient = Config(retries={"mode": "standard", "total_max_attempts": _MAX_ATTEMPTS})
-        self._client = boto3.client("s3", region_name=os.environ.get("AWS_REGION") or None, config=patient)
+        self._client: Any = boto3.client("s3", region_name=os.environ.get("AWS_REGION") or None, config=patient)
         bucket, _, key = uri.removeprefix("s3://").partition("/")
-        self._place = {"Bucket": bucket, "Key": key}
+        self._place: dict[str, Any] = {"Bucket": bucket, "Key": key}
 
     def put(self, content: bytes, tag: str | None) -> str | None:
         condition = {"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag}
@@ -174,7 +177,7 @@ class _S3:
     def remove(self) -> None:
         self._client.delete_object(**self._place)
 
-    def _asked(self, ask: Callable[[], Any]) -> Any:
+    def _asked(self, ask: Callable[[], T]) -> T | None:
         from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
 
         try:

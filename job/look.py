@@ -170,7 +170,7 @@ def _parquet_sample(kind: Kind, stream: Any) -> _Sample:
 def _first_records(chunks: Iterator[Chunk], max_rows: int) -> list[Record]:
     records: list[Record] = []
     for chunk in chunks:
-        records += [own(record) for record in chunk.records if not isinstance(record, BadRecordError)]
+        records += [own(record) for record in chunk.to_list() if not isinstance(record, BadRecordError)]
         if len(records) >= max_rows:
             break
     return records[:max_rows]

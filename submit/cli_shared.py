@@ -198,6 +198,6 @@ def earlier_option(command: Callable[P, R]) -> Callable[..., R]:
         from rayferry.submit.request import Earlier
 
         earlier = Earlier(resume=resume, new_input=new_input, overwrite=overwrite)
-        return command(*args, earlier=earlier, **options)
+        return command(*args, **{**options, "earlier": earlier})
 
     return with_earlier

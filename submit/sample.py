@@ -86,7 +86,8 @@ def _rows_of(spec: JobSpec, store: "_Metered", file: File) -> Iterator[dict[str,
     columns = ["source_uri", "position", "stage", "error_type", "error"]
     with store.open_input_file(file.path) as f:
         for _, table in maker.tables(f, file.path):
-            yield from table.select(columns).slice(0, _MAX_ROWS).to_pylist()
+            if table is not None:
+                yield from table.select(columns).slice(0, _MAX_ROWS).to_pylist()
 
 
 class _TooMuchError(OSError):
