@@ -31,8 +31,7 @@ def line(name, runs):
 
 
 def table(runs):
-    """All of it; of a seed that ran more than once the last."""
-    runs = list({run["seed"]: run for run in runs}.values())
+    """All of it."""
     faults = sorted({run["fault"] for run in runs})
     lines = [line(fault, [run for run in runs if run["fault"] == fault]) for fault in faults]
     seeds = ", ".join(str(run["seed"]) for run in sorted(runs, key=lambda run: run["seed"]))

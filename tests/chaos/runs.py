@@ -220,10 +220,10 @@ class Runs:
                 happened.append(f"{fault}: too late")
                 return
             happened.append(fault)
-            if self._let_happen(choice, fault, driver):
+            if self._let_happen(choice, fault, driver, happened):
                 return
 
-    def _let_happen(self, choice, fault, driver):
+    def _let_happen(self, choice, fault, driver, happened):
         """True if the driver ends by it."""
         place = self._place
         if fault == "head killed":
@@ -240,10 +240,12 @@ class Runs:
             return False
         else:
             signs = ("Slow",) if fault == "replica killed" else ("Read", "Write")
-            there = place.workers(*signs) or place.workers("IDLE", "ray::")
+            there = place.workers(*signs) or place.workers("IDLE", "Board")
             if there:
                 with suppress(psutil.Error):
-                    choice.choice(there).kill()
+                    victim = choice.choice(there)
+                    happened[-1] += f" ({victim.cmdline()[0][:60]})"
+                    victim.kill()
             return False
         return True
 
