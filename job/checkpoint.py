@@ -360,7 +360,7 @@ _FILES = "-files.json"
 
 def attempts(layout: Layout, submission_id: str) -> list[str]:
     """The Ray jobs that have worked on a run, this one last."""
-    names = [name.removesuffix(".json") for name in storage.children(layout.attempts_uri)]
+    names = sorted(name.removesuffix(".json") for name in storage.children(layout.attempts_uri))
     return [*(name for name in names if name != submission_id), submission_id]
 
 

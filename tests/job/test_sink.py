@@ -1,5 +1,6 @@
 import hashlib
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -73,7 +74,8 @@ def test_good_rows_go_to_data_and_failed_ones_to_errors(write):
 
 def test_parts_lie_where_the_layout_says(write, tmp_path):
     data, errors = write(block(good(0), failed(1)), task_idx=7)
-    assert (data.uri, errors.uri) == (f"{tmp_path}/data/run-000007.parquet", f"{tmp_path}/errors/run-000007.parquet")
+    assert re.fullmatch(rf"{tmp_path}/data/run-000007-[0-9a-f]{{4}}.parquet", data.uri)
+    assert errors.uri == data.uri.replace("/data/", "/errors/")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +85,7 @@ def test_parts_lie_where_the_layout_says(write, tmp_path):
 )
 def test_no_empty_part_is_written(write, tmp_path, rows, kinds):
     write(block(*rows))
-    assert sorted(path.name for path in tmp_path.iterdir()) == kinds
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["_meta", *kinds]
 
 
 def test_blocks_without_rows_make_no_part(write):
@@ -197,7 +199,8 @@ def responses(write, *rows):
 
 def test_responses_go_to_openai_line_by_line_and_not_to_data(write, tmp_path):
     part, (line,) = responses(write, good(0) | {RESPONSE: '{"object": "x"}'})
-    assert (part.uri, part.kind, part.num_rows) == (f"{tmp_path}/openai/run-000000.jsonl", "openai", 1)
+    assert re.fullmatch(rf"{tmp_path}/openai/run-000000-[0-9a-f]{{4}}.jsonl", part.uri)
+    assert (part.kind, part.num_rows) == ("openai", 1)
     assert (line["custom_id"], line["response"]["body"]) == ("a:0", {"object": "x"})
 
 

