@@ -175,6 +175,15 @@ class RuntimeEnvSpec(Typed):
     )
     image_uri: None = Field(None, description="not supported: Ray takes no image beside a package that travels")
 
+    @field_validator("env_vars")
+    @classmethod
+    def _named(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, text in value.items():
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or "\0" in text:
+                msg = f"{name!r}: a variable's name has letters, digits and '_', and its value no NUL"
+                raise ValueError(msg)
+        return value
+
     @field_validator("secrets")
     @classmethod
     def _by_reference(cls, value: dict[str, str]) -> dict[str, str]:

@@ -38,6 +38,11 @@ def load_job(path: Path, sets: Sequence[str] = ()) -> JobSpec:
         data = _assign(data, assignment)
     _place_files(data, path.parent)
     spec = parse(data, str(path) if not sets else f"{path} with --set")
+    try:
+        json.dumps(spec.to_json(), ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:  # UnicodeEncodeError is one
+        msg = f"{path}: holds what cannot be sent: a value that contains itself, or half a character (such as \\ud800)"
+        raise SpecError(msg) from error
     check_there(spec.runtime_env)
     return spec
 

@@ -11,7 +11,7 @@ from rayferry.submit.local import stack as local_stack
 from .runs import Place, Runs
 from .s3_proxy import S3Proxy
 
-FEW = (0, 6, 11)
+FEW = (6, 11)
 MANY = range(100)
 
 

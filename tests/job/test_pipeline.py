@@ -556,18 +556,6 @@ def test_a_run_that_is_over_is_resumed_without_doing_anything(resumable):
     assert again == first | {"submission_id": "run-1-a3", "attempts": ["run-1", "run-1-a2", "run-1-a3"]}
 
 
-def test_a_resumed_run_of_another_temperature_is_refused(resumable):
-    other = resumable.model_copy(update={"sampling": resumable.sampling.model_copy(update={"temperature": 0.5})})
-    with pytest.raises(JobError, match=r"sampling.temperature: null -> 0.5"):
-        pipeline.run(other, "run-2", Breaking, resume="same")
-
-
-def test_a_resumed_run_of_another_input_is_refused(resumable):
-    storage.write_bytes(f"{resumable.input.uris[0]}a.txt", b"other\n")
-    with pytest.raises(JobError, match=r"1 file changed, such as .*/in/a.txt"):
-        pipeline.run(resumable, "run-2", Breaking, resume="same")
-
-
 def test_new_files_are_answered_where_that_is_asked_for(resumable):
     storage.write_bytes(f"{resumable.input.uris[0]}z.txt", b"new\n")
     manifest = pipeline.run(resumable, "run-2", Breaking, resume="new-input")

@@ -260,3 +260,16 @@ def test_a_file_of_ones_own_that_is_not_there_is_refused(job, tmp_path):
 )
 def test_a_list_of_files_that_is_none_is_refused(job, value, said):
     assert said in refused(job(MINIMAL + f"runtime_env: {{files: {value}}}\n"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("job.yaml", "model: m\ninput: {uri: /in}\noutput: {uri: /out}\nengine: {additional_config: &r {self: *r}}\n"),
+        ("job.json", '{"model": "m", "input": {"uri": "/in", "template": "\\ud800"}, "output": {"uri": "/out"}}'),
+    ],
+)
+def test_what_no_json_can_say_is_refused(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(SpecError, match="holds what cannot be sent"):
+        load_job(tmp_path / name)
