@@ -14,7 +14,7 @@ from .conftest import end_of, follow
 
 pytestmark = pytest.mark.e2e
 
-ROWS = 90
+ROWS = 48
 SLOW = {"sampling": {"temperature": 0, "max_tokens": 48, "ignore_eos": True}}
 
 
