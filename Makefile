@@ -42,7 +42,7 @@ unit: venv
 	$(BIN)/pytest -q -m "not e2e and not chaos and not chaos_runs"
 
 e2e: venv
-	$(BIN)/pytest -q -m e2e
+	$(BIN)/pytest -q -m "e2e and not chaos"
 
 chaos: venv
 	$(BIN)/pytest -q -m chaos

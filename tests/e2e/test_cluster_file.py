@@ -244,6 +244,7 @@ def test_a_job_runs_on_a_cluster_that_ray_up_started_and_is_followed_through_a_b
     assert tunnels(place) == []
 
 
+@pytest.mark.chaos  # a second job of a minute
 def test_no_tunnel_is_left_by_a_command_that_is_ended_or_killed(running, rayferry, environ, place, cluster_file):
     name = "left"
     process, port = running(name)

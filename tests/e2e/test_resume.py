@@ -70,6 +70,7 @@ def test_a_run_whose_driver_is_killed_is_gone_on_with_by_the_same_command(job_fi
     assert before & listed
 
 
+@pytest.mark.chaos  # a second run of a minute
 def test_a_run_that_was_stopped_is_resumed_from_its_output(job_file, rayferry):
     path = slow_job(job_file, "halted", retry={"max_attempts": 1})
     process = follow("submit", path, "--submission-id", "halted")
