@@ -24,7 +24,7 @@ from rayferry.job.log import counted, say
 
 SCHEMA_VERSION = 1
 _THREADS = 32
-_SHOWN = 5
+_SHOWN, _SHOWN_CHARS = 5, 80
 Positions = npt.NDArray[np.int64]
 
 
@@ -249,7 +249,7 @@ def _differences(path: str, before: Any, now: Any) -> list[tuple[str, Any, Any]]
 
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 80 else text[:77] + "..."  # noqa: PLR2004
+    return text if len(text) <= _SHOWN_CHARS else text[: _SHOWN_CHARS - 3] + "..."
 
 
 def _refuse_other_input(layout: Layout, before: list[list[Any]], now: list[list[Any]], *, new_files: bool) -> None:

@@ -113,14 +113,14 @@ class PartsDatasink(Datasink[list[Part]]):  # type: ignore[misc]  # ray.data has
         if self._copied is not None:
             table = with_copy(table, self._copied)
         record_uri = checkpoint.record_uri(self._layout, self._submission_id, ctx.task_idx)
+        rows = checkpoint.spans_of(table)
         done = checkpoint.Record.read(record_uri)
         data = table.filter(pc.is_null(table.column("stage"))).select(self._schema.names).cast(self._schema)
         if done is None:
             parts = self._write_parts(table, data, ctx.task_idx)
             told = [part.to_json() for part in parts]
-            record = checkpoint.Record(told, checkpoint.spans_of(table))
-            storage.write_bytes(record_uri, json.dumps(record.to_json()).encode())
-        elif done.rows == checkpoint.spans_of(table):  # by a try of this task whose end Ray did not learn of
+            storage.write_bytes(record_uri, json.dumps(checkpoint.Record(told, rows).to_json()).encode())
+        elif done.rows == rows:  # by a try of this task whose end Ray did not learn of
             told, parts = done.parts, [Part(**part) for part in done.parts]
         else:
             msg = f"{record_uri} is of other rows than a second try of its task was given; go on with --resume"

@@ -148,8 +148,7 @@ def check(
 
     package = request.build_request(spec, place.url, f"{spec.name}-check").package
     report.left_out(package)
-    may_hold = earlier.resume or earlier.overwrite
-    probes = preflight(spec, place, lambda: Cluster(place), package, skip, may_hold=may_hold)
+    probes = preflight(spec, place, lambda: Cluster(place), package, skip, may_hold=earlier.may_hold)
     if as_json:
         report.json_datum([asdict(probe) for probe in probes])
     else:

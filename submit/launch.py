@@ -59,7 +59,7 @@ def submit(
         clusters.append(Cluster(address))
         return clusters[0]
 
-    probes = preflight(spec, address, connect, request.package, skip, may_hold=earlier.resume or earlier.overwrite)
+    probes = preflight(spec, address, connect, request.package, skip, may_hold=earlier.may_hold)
     require(probes)
     for probe in probes:
         if probe.outcome == "unknown":

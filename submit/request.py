@@ -91,6 +91,11 @@ class Earlier:
             raise SpecError(msg)
 
     @property
+    def may_hold(self) -> bool:
+        """True if the output need not be empty."""
+        return self.resume or self.overwrite
+
+    @property
     def options(self) -> list[str]:
         """As the entrypoint takes it."""
         if self.resume:

@@ -25,6 +25,7 @@ from rayferry.job.errors import RayferryError, SpecError, root_line
 from rayferry.submit import report
 from rayferry.submit.config import state_folder
 from rayferry.submit.local.ports import free_ports
+from rayferry.submit.pauses import growing_pauses
 
 _DASHBOARD_PORT = 8265
 _MARK = "rayferry: forwarding"
@@ -32,7 +33,6 @@ _READY_S = 30.0
 _PROBE_S = 5.0
 _SAID_S = 1.0  # how long ssh's words may take to this process
 _PAUSE_S = 1.0
-_MAX_PAUSE_S = 15.0
 _GRACE_S = 3.0
 _POLL_S = 0.02
 _TRIES = 3  # somebody may take the port before ssh does
@@ -273,17 +273,16 @@ class _Keeper:
         self._thread.join(_GRACE_S)
 
     def _keep(self) -> None:
-        pause = _PAUSE_S
+        pauses = growing_pauses(_PAUSE_S)
         while True:
             self._ssh.wait()
             if self._over.is_set():
                 return
             if self._ssh.is_up:
-                pause = _PAUSE_S
+                pauses = growing_pauses(_PAUSE_S)
                 report.note(f"the tunnel to {self._head.host} broke ({_last(self._ssh)}); connecting again")
-            if self._over.wait(pause):
+            if self._over.wait(next(pauses)):
                 return
-            pause = min(2 * pause, _MAX_PAUSE_S)
             with self._lock, suppress(RayferryError, OSError):
                 if not self._over.is_set():
                     self._ssh = _Ssh(self._ssh.command)
