@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from rayferry.job import VERSION, secrets
+from rayferry.job.earlier import Earlier
 from rayferry.job.errors import RayferryError, SpecError, root_line
 from rayferry.job.log import counted, say
 from rayferry.job.outcome import Recorder, driver_log
@@ -31,9 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m rayferry.job")
     parser.add_argument("spec", type=Path)
     parser.add_argument("--submission-id", required=True)
-    parser.add_argument("--resume", choices=["same", "new-input"])
-    parser.add_argument("--overwrite", action="store_true")
-    parser.add_argument("--over", action="append", default=[])
+    Earlier.add_to(parser)
     options = parser.parse_args(arguments)
     recorder = Recorder(options.submission_id, driver_log())
     signal.signal(signal.SIGTERM, functools.partial(_on_sigterm, recorder))
@@ -48,14 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
         secrets.settle(spec.runtime_env.secrets)
         from rayferry.job import manifest, pipeline  # they import Ray, which takes a second
 
-        result = pipeline.run(
-            spec,
-            options.submission_id,
-            accepted=recorder.start,
-            resume=options.resume,
-            overwrite=options.overwrite,
-            over=options.over,
-        )
+        earlier = Earlier.read(options)
+        result = pipeline.run(spec, options.submission_id, accepted=recorder.start, earlier=earlier)
     except Exception as error:  # noqa: BLE001  # the last boundary: whatever it is, it is told and ends in a code
         if timer:
             timer.cancel()

@@ -5,6 +5,7 @@ however an attempt ended; what a part holds that no record names was never done,
 each other are one span, so that ten million rows are some thousand numbers.
 """
 
+import functools
 import json
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,66 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from rayferry.job import storage
 from rayferry.job.errors import JobError
 from rayferry.job.layout import Layout
-from rayferry.job.log import counted, say
+from rayferry.job.log import counted
+from rayferry.job.spans import Spans
 
 SCHEMA_VERSION = 1
 _THREADS = 32
 _SHOWN, _SHOWN_CHARS = 5, 80
-Positions = npt.NDArray[np.int64]
-
-
-class Spans:
-    """Rows of one file that are done, as spans of positions."""
-
-    def __init__(self, spans: Iterable[Sequence[int]]) -> None:
-        """Takes spans (start, stop), in any order.
-
-        Raises:
-            JobError: two of them overlap.
-        """
-        ordered = np.array(sorted((start, stop) for start, stop in spans), np.int64).reshape(-1, 2)
-        self._starts, self._stops = ordered[:, 0], ordered[:, 1]
-        if (self._starts[1:] < self._stops[:-1]).any():
-            msg = "some rows are done twice, by the run's own records; start it anew with --overwrite"
-            raise JobError(msg)
-        self._before = np.concatenate([[0], np.cumsum(self._stops - self._starts)])
-
-    def __len__(self) -> int:
-        """Number of rows."""
-        return int(self._before[-1])
-
-    def contain(self, positions: "Sequence[int] | Positions") -> "npt.NDArray[np.bool_]":
-        """For each position, whether it is done."""
-        wanted = np.asarray(positions, np.int64)
-        at = np.searchsorted(self._starts, wanted, side="right") - 1
-        return (at >= 0) & (wanted < self._stops[at]) if len(self._starts) else np.zeros(len(wanted), bool)
-
-    def cover(self, start: int, stop: int) -> bool:
-        """True if all positions from `start` to before `stop` are done."""
-        return self._below(stop) - self._below(start) == stop - start
-
-    def _below(self, position: int) -> int:
-        at = int(np.searchsorted(self._starts, position, side="right")) - 1
-        return int(self._before[at] + min(position, self._stops[at]) - self._starts[at]) if at >= 0 else 0
-
-
-def spans_of(table: pa.Table) -> dict[str, list[list[int]]]:
-    """The rows of a table by their file, as spans; by its columns `source_uri` and `position`."""
-    found = {}
-    for uri in pc.unique(table.column("source_uri")).to_pylist():
-        mine = table.filter(pc.equal(table.column("source_uri"), uri)).column("position")
-        positions = np.sort(mine.to_numpy())
-        cuts = np.flatnonzero(np.diff(positions) != 1) + 1
-        found[uri] = [[int(span[0]), int(span[-1]) + 1] for span in np.split(positions, cuts)]
-    return found
 
 
 @dataclass(frozen=True)
@@ -86,9 +36,10 @@ class Record:
     parts: list[dict[str, Any]]
     rows: dict[str, list[list[int]]]
 
-    def to_json(self) -> dict[str, Any]:
-        """Its form in `_meta/checkpoint/`."""
-        return {"schema_version": SCHEMA_VERSION, "parts": self.parts, "rows": self.rows}
+    def write(self, uri: str) -> None:
+        """Puts it into `_meta/checkpoint/`, all at once."""
+        content = {"schema_version": SCHEMA_VERSION, "parts": self.parts, "rows": self.rows}
+        storage.write_bytes(uri, json.dumps(content).encode())
 
     @classmethod
     def read(cls, uri: str) -> "Record | None":
@@ -112,15 +63,13 @@ class Done:
     """What earlier attempts of the run left.
 
     Attributes:
-        records: of all their write tasks.
-        spans: done rows of each file, by path.
+        records: of all their write tasks, by URI.
         num_rows: rows of the files that were read to their end, by path.
         attempts: their submission ids, in order.
         manifest: of the run, if it is over.
     """
 
-    records: list[Record] = field(default_factory=list)
-    spans: dict[str, Spans] = field(default_factory=dict)
+    records: dict[str, Record] = field(default_factory=dict)
     num_rows: dict[str, int] = field(default_factory=dict)
     attempts: list[str] = field(default_factory=list)
     manifest: dict[str, Any] | None = None
@@ -128,20 +77,24 @@ class Done:
     @property
     def parts(self) -> list[dict[str, Any]]:
         """The parts of all records."""
-        return [part for record in self.records for part in record.parts]
+        return [part for record in self.records.values() for part in record.parts]
+
+    @functools.cached_property
+    def spans(self) -> dict[str, Spans]:
+        """Done rows of each file, by path."""
+        return {path: Spans(several) for path, several in _spans_by_path(self.records.values()).items()}
 
     def whole(self, file: storage.File) -> bool:
         """True if every row of a file is done."""
         return self.num_rows.get(file.path) == len(self.spans.get(file.path, ()))
 
 
-def check_output(layout: Layout, *, resume: str | None = None, overwrite: bool = False) -> dict[str, Any] | None:
+def check_output(layout: Layout, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any] | None:
     """Makes sure that the output is empty, or one to go on with; changes nothing.
 
     Args:
         layout: the run's places.
-        resume: None for a run that begins; `same` to go on with one that was asked exactly this; `new-input` if files
-            may have come since.
+        resume: a run that is there is to be gone on with.
         overwrite: what an earlier run left is to be removed.
 
     Returns:
@@ -153,8 +106,8 @@ def check_output(layout: Layout, *, resume: str | None = None, overwrite: bool =
     if overwrite:
         return None
     before: dict[str, Any] | None = _read_json(layout.run_uri)
-    if resume is None or before is None:
-        _refuse_used(layout, before, is_resume=resume is not None)
+    if not resume or before is None:
+        _refuse_used(layout, before, is_resume=resume)
         return None
     return before
 
@@ -185,6 +138,8 @@ def begin(
         _refuse_other(layout, before["settings"], now["settings"])
         _refuse_other_input(layout, before["files"], now["files"], new_files=new_files)
     if before is None or before["files"] != now["files"]:
+        if before is not None:
+            storage.remove(layout.manifest_uri)  # of a run that was over, and is no more
         run = submission_id if before is None else before["run"]
         state = {"schema_version": SCHEMA_VERSION, "run": run, **now}
         storage.write_bytes(layout.run_uri, json.dumps(state).encode())
@@ -272,59 +227,38 @@ def _refuse_other_input(layout: Layout, before: list[list[Any]], now: list[list[
         raise JobError(msg)
 
 
-def check_once(layout: Layout, parts: Iterable[str]) -> None:
-    """Makes sure that no row is in two of a run's parts, by their records.
-
-    Args:
-        layout: the run's places.
-        parts: URIs of the run's parts.
+def check_once(records: Mapping[str, Record]) -> None:
+    """Makes sure that no row is in two of a run's records, by URI.
 
     Raises:
         JobError: one is, so another is missing if their number is right.
     """
-    ours = set(parts)
-    with ThreadPoolExecutor(_THREADS) as threads:
-        found = _records(_checkpoints(layout), threads)
-    mine = {uri: record for uri, record in found.items() if any(part["uri"] in ours for part in record.parts)}
-    repeated = _apart(mine)[1]
+    repeated = _apart(records)[1]
     if repeated:
         msg = f"some rows were answered twice (those of {repeated[0]}); no manifest is made; go on with --resume"
         raise JobError(msg)
 
 
-def _checkpoints(layout: Layout) -> list[str]:
-    return [layout.checkpoint_uri + name for name in storage.children(layout.checkpoint_uri)]
-
-
-def _records(uris: Iterable[str], threads: ThreadPoolExecutor) -> dict[str, Record]:
-    asked = [uri for uri in uris if not uri.endswith(_FILES)]
-    return {uri: record for uri, record in zip(asked, threads.map(Record.read, asked), strict=True) if record}
-
-
 def _done(layout: Layout, submission_id: str) -> Done:
-    uris = _checkpoints(layout)
+    uris = [layout.checkpoint_uri + name for name in storage.children(layout.checkpoint_uri)]
     with ThreadPoolExecutor(_THREADS) as threads:
-        found = _records(uris, threads)
+        asked = [uri for uri in uris if not uri.endswith(_FILES)]
+        found = {uri: record for uri, record in zip(asked, threads.map(Record.read, asked), strict=True) if record}
         read_files = list(threads.map(_read_json, [uri for uri in uris if uri.endswith(_FILES)]))
     kept, repeated = _apart(found)
     manifest = _read_json(layout.manifest_uri)
     if manifest is None:
         for uri in repeated:
             storage.remove(uri)
-    spans = {path: Spans(several) for path, several in _spans_by_path(kept).items()}
-    done = Done(
+    return Done(
         records=kept,
-        spans=spans,
         num_rows={path: rows for files in read_files if files for path, rows in files.items()},
         attempts=attempts(layout, submission_id),
         manifest=manifest,
     )
-    if done.manifest is None:
-        say(f"resumed: {sum(map(len, done.spans.values())):,} rows are done already")
-    return done
 
 
-def _apart(records: Mapping[str, Record]) -> tuple[list[Record], list[str]]:
+def _apart(records: Mapping[str, Record]) -> tuple[dict[str, Record], list[str]]:
     """Records of which no two are of one row, and the URIs of the others.
 
     A worker may outlive its attempt, and write a record after the next attempt has looked for them.
@@ -344,7 +278,7 @@ def _apart(records: Mapping[str, Record]) -> tuple[list[Record], list[str]]:
             repeated.add(uri)
         else:
             last = (path, stop)
-    return [record for uri, record in records.items() if uri not in repeated], sorted(repeated)
+    return {uri: record for uri, record in records.items() if uri not in repeated}, sorted(repeated)
 
 
 def _spans_by_path(records: Iterable[Record]) -> dict[str, list[list[int]]]:

@@ -5,10 +5,11 @@ import inspect
 import json
 import signal
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rayferry.job import RAY_FLOOR, storage
+from rayferry.job.earlier import NOTHING_EARLIER, Earlier
 from rayferry.job.errors import JobError, TooManyErrorsError
 from rayferry.job.layout import Layout
 from rayferry.job.lease import Lease
@@ -57,15 +58,12 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:2])
 
 
-def run(  # noqa: PLR0913  # all that the entrypoint is told
+def run(
     spec: JobSpec,
     submission_id: str,
     predictor: type | None = None,
     accepted: Callable[[Layout], None] = lambda _layout: None,
-    *,
-    resume: str | None = None,
-    overwrite: bool = False,
-    over: Collection[str] = (),
+    earlier: Earlier = NOTHING_EARLIER,
 ) -> dict[str, Any]:
     """Answers every row of the input that is not done yet, and writes the manifest.
 
@@ -74,9 +72,7 @@ def run(  # noqa: PLR0913  # all that the entrypoint is told
         submission_id: the Ray job that this process is.
         predictor: stands in for `LLMPredictor`; for tests of the pipeline without an engine.
         accepted: called once it is known that the output is this run's to write to.
-        resume: go on with what is in the output, see `checkpoint.check_output`.
-        overwrite: remove what is in the output.
-        over: earlier attempts that are known to be over.
+        earlier: what becomes of what is in the output.
 
     Returns:
         The manifest.
@@ -88,8 +84,8 @@ def run(  # noqa: PLR0913  # all that the entrypoint is told
 
     check_ray(ray.__version__)
     layout = Layout(spec.output.uri)
-    with Lease(layout.lease_uri, submission_id, patient=resume is not None, over=over):
-        return _run(spec, submission_id, predictor, accepted, resume=resume, overwrite=overwrite)
+    with Lease(layout.lease_uri, submission_id, patient=earlier.resume, over=earlier.over):
+        return _run(spec, submission_id, predictor, accepted, earlier)
 
 
 def _run(
@@ -97,18 +93,16 @@ def _run(
     submission_id: str,
     predictor: type | None,
     accepted: Callable[[Layout], None],
-    *,
-    resume: str | None,
-    overwrite: bool,
+    earlier: Earlier,
 ) -> dict[str, Any]:
     started_at = time.time()
     import ray
 
-    from rayferry.job import checkpoint, manifest, progress, sink, source  # they import Ray Data
+    from rayferry.job import checkpoint, failed_rows, manifest, progress, sink, source  # they import Ray Data
     from rayferry.job.look import look
 
     layout = Layout(spec.output.uri)
-    before = checkpoint.check_output(layout, resume=resume, overwrite=overwrite)
+    before = checkpoint.check_output(layout, resume=earlier.resume, overwrite=earlier.overwrite)
     accepted(layout)
     found = look(spec)
     _tell(spec, found)
@@ -119,18 +113,22 @@ def _run(
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own there
     placement = _place(spec)
     asked = checkpoint.asked(manifest.settings(spec), found.files)
-    done = checkpoint.begin(layout, submission_id, before, asked, new_files=resume == "new-input")
+    done = checkpoint.begin(layout, submission_id, before, asked, new_files=earlier.new_input)
+    if earlier.retry_failed:
+        done = failed_rows.forget(layout, submission_id, done)
     if done.manifest is not None:
         say("the run is over already: nothing is left to do")
         result = done.manifest | {"submission_id": submission_id, "attempts": done.attempts}
         storage.write_bytes(layout.manifest_uri, json.dumps(result, indent=1).encode())
         return result
+    if done.records:
+        say(f"resumed: {sum(map(len, done.spans.values())):,} rows are done already")
     storage.write_bytes(layout.spec_uri, json.dumps(_told(spec), indent=1).encode())
     num_files = len(found.files)
     board = progress.start_board(num_files, found.num_bytes, spec.on_error.max_error_rate)
     schema = data_schema(spec, found.columns.schema, openai=found.openai)
     parts = sink.PartsDatasink(layout, submission_id, spec.output.rows_per_part, schema, board, found.copied)
-    parts.parts += [sink.Part(**part) for part in done.parts]
+    parts.records.update(done.records)
     _go_on(board, done, found)
     _set_up_ray_data(block_rows(spec, found) * found.row_bytes, spec.max_replicas)
     dataset = source.read(spec, found, board, _repeated_ids(spec, found), done)
@@ -145,9 +143,8 @@ def _run(
         say(f"{counted(now.num_poison, 'row')} killed the engine: see errors/ (error_type EngineDied)")
     if not any(part.kind == "data" for part in parts.parts):
         parts.write_empty()
-    uris = [part.uri for part in parts.parts]
-    checkpoint.check_once(layout, uris)
-    checkpoint.remove_orphans(layout, uris, done.attempts)
+    checkpoint.check_once(parts.records)
+    checkpoint.remove_orphans(layout, [part.uri for part in parts.parts], done.attempts)
     result = manifest.build(
         spec,
         asked=asked,

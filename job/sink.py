@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from rayferry.job.errors import JobError, TooManyErrorsError
 from rayferry.job.layout import Layout
 from rayferry.job.openai_batch import result_line
 from rayferry.job.rows import ERROR_SCHEMA, RESCUED, RESPONSE, with_copy
+from rayferry.job.spans import spans_of
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -60,7 +61,7 @@ class Part:
         return {name: value for name, value in asdict(self).items() if value or name not in {"stages", "num_rescued"}}
 
 
-class PartsDatasink(Datasink[list[Part]]):  # type: ignore[misc]  # ray.data has no types for it
+class PartsDatasink(Datasink["tuple[str, checkpoint.Record] | None"]):  # type: ignore[misc]  # ray.data has no types for it
     """Writes what each task is given as at most one data part and one errors part.
 
     Source: https://docs.ray.io/en/latest/data/api/doc/ray.data.Datasink.html
@@ -91,15 +92,23 @@ class PartsDatasink(Datasink[list[Part]]):  # type: ignore[misc]  # ray.data has
         self._schema = schema
         self._copied = copied
         self._progress = progress
-        self.parts: list[Part] = []
+        self.records: dict[str, checkpoint.Record] = {}
+
+    @property
+    def parts(self) -> list[Part]:
+        """Those of all records."""
+        return [Part(**part) for record in self.records.values() for part in record.parts]
 
     @property
     def min_rows_per_write(self) -> int:
         """Rows that Ray Data gathers for one task."""
         return self._rows_per_part
 
-    def write(self, blocks: Iterable[Any], ctx: Any) -> list[Part]:
+    def write(self, blocks: Iterable[Any], ctx: Any) -> tuple[str, checkpoint.Record] | None:
         """Runs on a node: writes the parts, then the record by which their rows are done.
+
+        Returns:
+            The record and its URI, or None if there was no row.
 
         Raises:
             TooManyErrorsError: so many rows have failed that the run cannot end well any more.
@@ -108,28 +117,26 @@ class PartsDatasink(Datasink[list[Part]]):  # type: ignore[misc]  # ray.data has
         tables = [BlockAccessor.for_block(block).to_arrow() for block in blocks]
         tables = [table for table in tables if table.num_rows]
         if not tables:
-            return []
+            return None
         table = pa.concat_tables(tables)
         if self._copied is not None:
             table = with_copy(table, self._copied)
         record_uri = checkpoint.record_uri(self._layout, self._submission_id, ctx.task_idx)
-        rows = checkpoint.spans_of(table)
-        done = checkpoint.Record.read(record_uri)
+        rows = spans_of(table)
+        record = checkpoint.Record.read(record_uri)
         data = table.filter(pc.is_null(table.column("stage"))).select(self._schema.names).cast(self._schema)
-        if done is None:
+        if record is None:
             parts = self._write_parts(table, data, ctx.task_idx)
-            told = [part.to_json() for part in parts]
-            storage.write_bytes(record_uri, json.dumps(checkpoint.Record(told, rows).to_json()).encode())
-        elif done.rows == rows:  # by a try of this task whose end Ray did not learn of
-            told, parts = done.parts, [Part(**part) for part in done.parts]
-        else:
+            record = checkpoint.Record([part.to_json() for part in parts], rows)
+            record.write(record_uri)
+        elif record.rows != rows:  # else it is by a try of this task whose end Ray did not learn of
             msg = f"{record_uri} is of other rows than a second try of its task was given; go on with --resume"
             raise JobError(msg)
         if self._progress is not None:
-            hopeless = ray.get(self._progress.parts_written.remote(record_uri, told, _preview(data)))
+            hopeless = ray.get(self._progress.parts_written.remote(record_uri, record.parts, _preview(data)))
             if hopeless:
                 raise TooManyErrorsError(hopeless)
-        return parts
+        return record_uri, record
 
     def _write_parts(self, table: pa.Table, data: pa.Table, task: int) -> list[Part]:
         name = checkpoint.part_name(self._submission_id, task)
@@ -147,11 +154,12 @@ class PartsDatasink(Datasink[list[Part]]):  # type: ignore[misc]  # ray.data has
     def write_empty(self) -> None:
         """Writes a part without rows, so that there is always one to read."""
         name = checkpoint.part_name(self._submission_id, 0)
-        self.parts.append(_write(f"{self._layout.data_uri}{name}.parquet", "data", self._schema.empty_table()))
+        part = _write(f"{self._layout.data_uri}{name}.parquet", "data", self._schema.empty_table())
+        self.records[""] = checkpoint.Record([part.to_json()], {})
 
     def on_write_complete(self, write_result: Any) -> None:
         """Runs on the driver: keeps what every task returned."""
-        self.parts += [part for parts in write_result.write_returns for part in parts or []]
+        self.records.update(filter(None, write_result.write_returns))
 
 
 def _write(uri: str, kind: str, table: pa.Table) -> Part:
@@ -166,7 +174,7 @@ def _write(uri: str, kind: str, table: pa.Table) -> Part:
         further["stages"] = dict(Counter(table.column("stage").to_pylist()))
     elif RESCUED in table.column_names:
         further["num_rescued"] = table.num_rows - table.column(RESCUED).null_count
-    return _put(uri, kind, table.num_rows, buffer.getvalue().to_pybytes(), further)
+    return put_part(uri, kind, table.num_rows, buffer.getvalue().to_pybytes(), further)
 
 
 def _write_lines(uri: str, table: pa.Table) -> Part:
@@ -175,7 +183,7 @@ def _write_lines(uri: str, table: pa.Table) -> Part:
         result_line(row["id"], _custom_id(row), row[RESPONSE], row if row["stage"] is not None else None) + "\n"
         for row in rows
     ]
-    return _put(uri, "openai", len(lines), "".join(lines).encode(), {})
+    return put_part(uri, "openai", len(lines), "".join(lines).encode(), {})
 
 
 def _custom_id(row: dict[str, Any]) -> str | None:
@@ -189,7 +197,8 @@ def _custom_id(row: dict[str, Any]) -> str | None:
         return None
 
 
-def _put(uri: str, kind: str, num_rows: int, content: bytes, further: dict[str, Any]) -> Part:
+def put_part(uri: str, kind: str, num_rows: int, content: bytes, further: Mapping[str, Any]) -> Part:
+    """Writes one part, and gives it as the manifest lists it; `further` are attributes of its kind."""
     storage.write_bytes(uri, content)
     sha256 = hashlib.sha256(content).hexdigest()
     return Part(uri=uri, kind=kind, num_rows=num_rows, num_bytes=len(content), sha256=sha256, **further)

@@ -23,7 +23,7 @@ from rayferry.submit.cli_shared import (
 
 _UNKNOWN_ADDRESS = "http://127.0.0.1:8265"
 if TYPE_CHECKING:
-    from rayferry.submit.request import Earlier
+    from rayferry.job.earlier import Earlier
 
 set_option = click.option("--set", "sets", multiple=True, metavar="PATH=VALUE", help="Change a value of the job file.")
 
@@ -161,6 +161,7 @@ def check(
 @click.argument("job_or_uri", metavar="ID|URI")
 @address_option
 @click.option("--new-input", is_flag=True, help="Answer files that came since, too.")
+@click.option("--retry-failed", is_flag=True, help="Try the rows in errors/ again, too.")
 @click.option("--raw", is_flag=True, help="Show all of the job's log, Ray's and vLLM's lines too.")
 @timeout_option
 @skip_option
@@ -169,6 +170,7 @@ def resume(
     job_or_uri: str,
     address: Flags,
     new_input: bool,
+    retry_failed: bool,
     raw: bool,
     timeout: str | None,
     skip: tuple[str, ...],
@@ -178,6 +180,7 @@ def resume(
 
     What is done stays. The job file is the one that lies with the output.
     """
+    from rayferry.job.earlier import Earlier
     from rayferry.submit import collect, launch, request, retry
 
     timeout_s = seconds_of(timeout)
@@ -198,9 +201,8 @@ def resume(
         uri = found
     spec = collect.read_spec(uri)
     submission_id = request.new_submission_id(spec.name)
-    cluster, _ = launch.submit(
-        spec, place, submission_id, skip, request.Earlier(resume=True, new_input=new_input, over=over)
-    )
+    earlier = Earlier(resume=True, new_input=new_input, retry_failed=retry_failed, over=over)
+    cluster, _ = launch.submit(spec, place, submission_id, skip, earlier)
     watch = launch.Watch(raw=raw, as_json=as_json, timeout_s=timeout_s)
     sys.exit(retry.run(spec, place, submission_id, watch, cluster=cluster, skip=skip))
 

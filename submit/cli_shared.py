@@ -188,16 +188,19 @@ def seconds_of(timeout: str | None) -> float | None:
 
 
 def earlier_option(command: Callable[P, R]) -> Callable[..., R]:
-    """Adds --resume, --new-input and --overwrite, as one argument `earlier`."""
+    """Adds --resume, --new-input, --retry-failed and --overwrite, as one argument `earlier`."""
 
     @click.option("--resume", is_flag=True, help="Go on with the run that the output holds; what is done stays.")
     @click.option("--new-input", is_flag=True, help="With --resume: answer files that came since, too.")
+    @click.option("--retry-failed", is_flag=True, help="Go on with it, and try the rows in errors/ again.")
     @click.option("--overwrite", is_flag=True, help="Remove the run that the output holds, and start anew.")
     @functools.wraps(command)
-    def with_earlier(*args: Any, resume: bool, new_input: bool, overwrite: bool, **options: Any) -> R:
-        from rayferry.submit.request import Earlier
+    def with_earlier(
+        *args: Any, resume: bool, new_input: bool, retry_failed: bool, overwrite: bool, **options: Any
+    ) -> R:
+        from rayferry.job.earlier import Earlier
 
-        earlier = Earlier(resume=resume, new_input=new_input, overwrite=overwrite)
+        earlier = Earlier(resume=resume, new_input=new_input, retry_failed=retry_failed, overwrite=overwrite)
         return command(*args, **{**options, "earlier": earlier})
 
     return with_earlier

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+from rayferry.job.earlier import NOTHING_EARLIER, Earlier
 from rayferry.job.errors import RayferryError
 from rayferry.job.layout import Layout
 from rayferry.job.spec import JobSpec
@@ -17,7 +18,7 @@ from rayferry.submit.client import Cluster, JobInfo
 from rayferry.submit.config import Address
 from rayferry.submit.follow import every_line, follow, our_lines
 from rayferry.submit.preflight import PreflightError, preflight, require
-from rayferry.submit.request import NOTHING_EARLIER, Earlier, SubmitRequest, build_request
+from rayferry.submit.request import SubmitRequest, build_request
 from rayferry.submit.transport import ClusterError, UnreachableError
 
 EXIT_DETACHED = 130

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rayferry.job import VERSION
-from rayferry.job.errors import SpecError
+from rayferry.job.earlier import NOTHING_EARLIER, Earlier
 from rayferry.job.layout import Layout
 from rayferry.job.spec import JobSpec
 from rayferry.runtime_env.describe import describe, entrypoint
@@ -61,52 +61,6 @@ def is_submission_id(text: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", text) is not None
 
 
-@dataclass(frozen=True)
-class Earlier:
-    """What becomes of what the output holds of an earlier attempt.
-
-    Attributes:
-        resume: go on with it.
-        new_input: files that came since are answered too.
-        overwrite: remove it.
-        over: the attempts that are known to be over.
-    """
-
-    resume: bool = False
-    new_input: bool = False
-    overwrite: bool = False
-    over: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Refuses what says two things.
-
-        Raises:
-            SpecError: naming the flags.
-        """
-        if self.overwrite and self.resume:
-            msg = "--resume goes on with what is there, --overwrite removes it: give one of them"
-            raise SpecError(msg)
-        if self.new_input and not self.resume:
-            msg = "--new-input says how to resume: give --resume too"
-            raise SpecError(msg)
-
-    @property
-    def may_hold(self) -> bool:
-        """True if the output need not be empty."""
-        return self.resume or self.overwrite
-
-    @property
-    def options(self) -> list[str]:
-        """As the entrypoint takes it."""
-        if self.resume:
-            over = [word for name in self.over for word in ("--over", name)]
-            return ["--resume", "new-input" if self.new_input else "same", *over]
-        return ["--overwrite"] if self.overwrite else []
-
-
-NOTHING_EARLIER = Earlier()
-
-
 def attempt_id(run: str, number: int) -> str:
     """The submission id of a run's first, second, … attempt."""
     return run if number == 1 else f"{run[:120]}-a{number}"
@@ -119,7 +73,7 @@ def build_request(spec: JobSpec, address: str, submission_id: str, earlier: Earl
     return SubmitRequest(
         address=address,
         submission_id=submission_id,
-        entrypoint=entrypoint(submission_id, earlier.options),
+        entrypoint=entrypoint(submission_id, earlier.words),
         runtime_env=describe(spec, package.name),
         metadata={
             METADATA_PREFIX + "version": VERSION,

@@ -3,13 +3,14 @@
 import time
 from collections.abc import Callable, Collection
 
+from rayferry.job.earlier import Earlier
 from rayferry.job.spec import JobSpec
 from rayferry.submit import failure, launch, report
 from rayferry.submit.client import Cluster
 from rayferry.submit.config import Address
 from rayferry.submit.follow import LostContactError
 from rayferry.submit.pauses import growing_pauses
-from rayferry.submit.request import Earlier, attempt_id
+from rayferry.submit.request import attempt_id
 from rayferry.submit.transport import ClusterError, NoSuchJobError
 
 _FIRST_PAUSE_S = 10.0

@@ -97,7 +97,7 @@ class Place:
     def drive(self, spec_path, submission_id, log, *, resume):
         """An attempt of a run, as a process of its own."""
         command = [sys.executable, str(Path(__file__).with_name("driver.py")), str(spec_path)]
-        command += ["--submission-id", submission_id, *(["--resume", "same"] if resume else [])]
+        command += ["--submission-id", submission_id, *(["--resume"] if resume else [])]
         environ = os.environ | self._environ | {"RAY_ADDRESS": self.cluster.address}
         return subprocess.Popen(command, stdout=log, stderr=log, env=environ)
 

@@ -129,7 +129,8 @@ def carry(read, tmp_path, make_spec):
         schema = data_schema(spec, look(spec).columns.schema, openai=False)
         sink = PartsDatasink(Layout(str(tmp_path / "out")), "run", 1000, schema)
         rows = {"data": [], "errors": []}
-        for part in sink.write(answered, SimpleNamespace(task_idx=0)):
+        sink.on_write_complete(SimpleNamespace(write_returns=[sink.write(answered, SimpleNamespace(task_idx=0))]))
+        for part in sink.parts:
             rows[part.kind] += pq.read_table(part.uri).to_pylist()
         return rows["data"], rows["errors"]
 

@@ -9,6 +9,7 @@ import pytest
 
 from rayferry.job import __main__ as entrypoint
 from rayferry.job import pipeline
+from rayferry.job.earlier import Earlier
 from rayferry.job.errors import EngineError, JobError, SpecError, TooManyErrorsError
 from rayferry.job.layout import Layout
 
@@ -245,15 +246,15 @@ def test_the_log_of_a_driver_out_of_time_is_copied_to_its_last_line(driver):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "how"),
+    "earlier",
     [
-        ((), {"resume": None, "overwrite": False, "over": []}),
-        (("--resume", "same", "--over", "a"), {"resume": "same", "overwrite": False, "over": ["a"]}),
-        (("--resume", "same"), {"resume": "same", "overwrite": False, "over": []}),
-        (("--resume", "new-input"), {"resume": "new-input", "overwrite": False, "over": []}),
-        (("--overwrite",), {"resume": None, "overwrite": True, "over": []}),
+        Earlier(),
+        Earlier(resume=True, over=("a", "b")),
+        Earlier(resume=True, new_input=True),
+        Earlier(retry_failed=True),
+        Earlier(overwrite=True),
     ],
 )
-def test_what_becomes_of_an_earlier_run_is_an_argument(main, arguments, how):
-    main(manifest(0), arguments=arguments)
-    assert main.how == how
+def test_what_becomes_of_an_earlier_run_arrives_as_it_was_sent(main, earlier):
+    main(manifest(0), arguments=earlier.words)
+    assert main.how == {"earlier": earlier}

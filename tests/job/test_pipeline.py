@@ -24,6 +24,7 @@ from ray.util.annotations import RayDeprecationWarning
 
 from rayferry.job import RAY_FLOOR, pipeline, storage
 from rayferry.job.answers import Answers
+from rayferry.job.earlier import Earlier
 from rayferry.job.errors import JobError, TooManyErrorsError
 from rayferry.job.layout import Layout
 from rayferry.job.placement import Node, can_grow
@@ -87,6 +88,15 @@ class Breaking(Upper):
                 await asyncio.sleep(0.2)
             raise RuntimeError("boom")
         return await super().__call__(table)
+
+
+class Moody(Upper):
+    """Refuses no prompt once a file of its model's name is there."""
+
+    def answer(self, prompt):
+        return super().answer(
+            prompt and prompt.replace("refuse", "allow") if Path(self.spec.model).exists() else prompt
+        )
 
 
 class Mortal(Upper):
@@ -514,59 +524,92 @@ def broken_off(spec, address):
     mark.unlink()
 
 
-@pytest.fixture
-def resumable(spec_of, tmp_path, cluster):
-    """A job of 1,201 rows, in text and Parquet, that broke off when parts of it were done."""
-    texts = pa.table({"text": [f"p {at}" for at in range(300)]})
+def parts_there(spec):
+    return {key.rpartition("/")[2] for key in keys_under(spec.output.uri) if key.startswith(("data/", "errors/"))}
+
+
+def names_of(manifest):
+    return {part["uri"].rpartition("/")[2] for part in manifest["parts"]}
+
+
+def test_a_run_that_broke_off_is_resumed_then_over_then_given_more_then_done_anew(spec_of, tmp_path, cluster):
     stream = io.BytesIO()
-    pq.write_table(texts, stream, row_group_size=100)
+    pq.write_table(pa.table({"text": [f"p {at}" for at in range(300)]}), stream, row_group_size=100)
     files = {f"{name}.txt": lines_of_words(name, 300) for name in "abc"} | {"p.parquet": stream.getvalue()}
     files["b.txt"] += b"boom\n"
     spec = spec_of(files, model=str(tmp_path / "break"), batch_size=10)
     spec = spec.model_copy(update={"output": spec.output.model_copy(update={"rows_per_part": 50})})
     broken_off(spec, cluster.gcs_address)
-    return spec
-
-
-def parts_there(spec):
-    return {key for key in keys_under(spec.output.uri) if key.startswith(("data/", "errors/"))}
-
-
-def test_a_resumed_run_has_every_row_once_and_no_row_again(resumable):
-    records = [key for key in keys_under(resumable.output.uri) if "checkpoint/run-1-0" in key]
+    records = [key for key in keys_under(spec.output.uri) if "checkpoint/run-1-0" in key]
     assert records
-    before = parts_there(resumable)
-    storage.write_bytes(f"{resumable.output.uri}data/run-1-000099-ffff.parquet", b"half a part, which no record names")
-    manifest = pipeline.run(resumable, "run-1-a2", Breaking, resume="same")
-    rows = [row for part in manifest["parts"] for row in rows_of(part["uri"])]
+    before = parts_there(spec)
+    storage.write_bytes(f"{spec.output.uri}data/run-1-000099-ffff.parquet", b"half a part, which no record names")
+
+    resumed = pipeline.run(spec, "run-1-a2", Breaking, earlier=Earlier(resume=True))
+    rows = [row for part in resumed["parts"] for row in rows_of(part["uri"])]
     assert len(rows) == len({row["id"] for row in rows}) == 1201
     assert {row["generated_text"] for row in rows if row["id"].startswith("b")} >= {"B 0", "B 299", "BOOM"}
-    assert manifest["counts"] == {"total": 1201, "succeeded": 1201, "failed": 0}
-    assert manifest["attempts"] == ["run-1", "run-1-a2"]
-    listed = {part["uri"] for part in manifest["parts"]}
-    assert {key.rpartition("/")[2] for key in parts_there(resumable)} == {uri.rpartition("/")[2] for uri in listed}
-    kept = [uri for uri in listed if "/run-1-0" in uri]
+    assert resumed["counts"] == {"total": 1201, "succeeded": 1201, "failed": 0}
+    assert resumed["attempts"] == ["run-1", "run-1-a2"]
+    assert parts_there(spec) == names_of(resumed)
+    kept = {name for name in names_of(resumed) if name.startswith("run-1-0")}
     assert len(kept) >= len(records)
-    assert {uri.rpartition("/")[2] for uri in kept} <= {key.rpartition("/")[2] for key in before}
+    assert kept <= before
+
+    again = pipeline.run(spec, "run-1-a3", Breaking, earlier=Earlier(resume=True))
+    assert again == resumed | {"submission_id": "run-1-a3", "attempts": ["run-1", "run-1-a2", "run-1-a3"]}
+
+    storage.write_bytes(f"{spec.input.uris[0]}z.txt", b"new\n")
+    with pytest.raises(JobError, match=r"1 file new, such as .*z.txt"):
+        pipeline.run(spec, "run-2", Breaking, earlier=Earlier(resume=True))
+    more = pipeline.run(spec, "run-2", Breaking, earlier=Earlier(resume=True, new_input=True))
+    assert more["counts"]["succeeded"] == 1202
+    assert len(names_of(more) - names_of(again)) == 1
+
+    anew = pipeline.run(spec, "run-3", Breaking, earlier=Earlier(overwrite=True))
+    assert anew["counts"]["succeeded"] == 1202
+    assert all(name.startswith("run-3-") for name in names_of(anew))
+    assert not any("run-1" in key for key in keys_under(spec.output.uri))
 
 
-def test_a_run_that_is_over_is_resumed_without_doing_anything(resumable):
-    first = pipeline.run(resumable, "run-1-a2", Breaking, resume="same")
-    again = pipeline.run(resumable, "run-1-a3", Breaking, resume="same")
-    assert again == first | {"submission_id": "run-1-a3", "attempts": ["run-1", "run-1-a2", "run-1-a3"]}
+def test_rows_that_failed_are_tried_again_and_replace_their_errors(spec_of, tmp_path):
+    line = {"method": "POST", "url": "/v1/completions"}
+    prompts = [f"{'refuse' if at % 10 == 0 else 'answer'} {at}" for at in range(200)] + [None]
+    lines = [json.dumps(line | {"custom_id": f"c{at}", "body": {"prompt": text}}) for at, text in enumerate(prompts)]
+    happy = tmp_path / "happy"
+    spec = spec_of({"a.jsonl": "\n".join(lines).encode()}, model=str(happy), on_error={"max_error_rate": 1.0})
+    spec = spec.model_copy(update={"output": spec.output.model_copy(update={"rows_per_part": 64})})
+    first = pipeline.run(spec, "run-1", Moody)
+    assert first["counts"] == {"total": 201, "succeeded": 180, "failed": 21}
+
+    happy.touch()
+    again = pipeline.run(spec, "run-2", Moody, earlier=Earlier(retry_failed=True))
+    assert again["counts"] == {"total": 201, "succeeded": 200, "failed": 1}
+    assert parts_there(spec) == {name for name in names_of(again) if name.endswith(".parquet")}
+    assert {part["uri"] for part in first["parts"] if part["kind"] == "data"} < {part["uri"] for part in again["parts"]}
+    found = {kind: [] for kind in ("data", "errors", "openai")}
+    for part in again["parts"]:
+        lines = bytes_of(part["uri"]).splitlines()
+        rows = rows_of(part["uri"]) if part["kind"] != "openai" else list(map(json.loads, lines))
+        found[part["kind"]] += rows
+        assert (part["num_rows"], hashlib.sha256(bytes_of(part["uri"])).hexdigest()) == (len(rows), part["sha256"])
+    assert {row["id"]: row["generated_text"] for row in found["data"]} == {
+        f"c{at}": text.replace("refuse", "allow").upper() for at, text in enumerate(prompts[:-1])
+    }
+    assert [row["id"] for row in found["errors"]] == ["c200"]
+    answered = {row["custom_id"]: row["error"] is None for row in found["openai"]}
+    assert len(found["openai"]) == 201
+    assert [name for name, is_good in answered.items() if not is_good] == ["c200"]
+
+    same = pipeline.run(spec, "run-3", Moody, earlier=Earlier(resume=True))
+    assert same["parts"] == again["parts"]
 
 
-def test_new_files_are_answered_where_that_is_asked_for(resumable):
-    storage.write_bytes(f"{resumable.input.uris[0]}z.txt", b"new\n")
-    manifest = pipeline.run(resumable, "run-2", Breaking, resume="new-input")
-    assert manifest["counts"]["succeeded"] == 1202
-
-
-def test_an_overwritten_run_is_only_the_new_one(resumable):
-    manifest = pipeline.run(resumable, "run-2", Breaking, overwrite=True)
-    assert manifest["counts"]["succeeded"] == 1201
-    assert all("/run-2-" in part["uri"] for part in manifest["parts"])
-    assert not any("run-1" in key for key in keys_under(resumable.output.uri))
+def test_where_no_row_failed_none_is_tried_again(spec_of):
+    spec = spec_of({"a.txt": b"x\ny\n"})
+    first = pipeline.run(spec, "run-1", Upper)
+    again = pipeline.run(spec, "run-2", Upper, earlier=Earlier(retry_failed=True))
+    assert again == first | {"submission_id": "run-2", "attempts": ["run-1", "run-2"]}
 
 
 if __name__ == "__main__":  # an attempt that breaks, see `broken_off`

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rayferry.job.checkpoint import Record
 from rayferry.job.errors import JobError, TooManyErrorsError
 from rayferry.job.layout import Layout
 from rayferry.job.progress import Board
@@ -54,11 +55,13 @@ def block(*rows):
 
 @pytest.fixture
 def write(tmp_path):
-    """Runs one write task."""
+    """Runs one write task; gives its parts."""
 
     def write_blocks(*blocks, task_idx=0, board=None):
         sink = PartsDatasink(Layout(str(tmp_path)), "run", 1000, DATA, board)
-        return sink.write(blocks, SimpleNamespace(task_idx=task_idx))
+        returned = sink.write(blocks, SimpleNamespace(task_idx=task_idx))
+        sink.on_write_complete(SimpleNamespace(write_returns=[returned]))
+        return sink.parts
 
     return write_blocks
 
@@ -258,5 +261,6 @@ def test_a_part_without_rows_has_every_column(tmp_path):
 def test_what_the_tasks_wrote_is_kept_in_the_end():
     sink = PartsDatasink(Layout("/out"), "run", 250, DATA)
     first, second = (Part(f"/out/{name}", "data", 1, 1, "", 0, 0) for name in "ab")
-    sink.on_write_complete(SimpleNamespace(write_returns=[[first], [], None, [second]]))
+    returns = [("/r/1", Record([first.to_json()], {})), None, ("/r/2", Record([second.to_json()], {}))]
+    sink.on_write_complete(SimpleNamespace(write_returns=returns))
     assert sink.parts == [first, second]

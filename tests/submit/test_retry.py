@@ -2,12 +2,13 @@
 
 import pytest
 
+from rayferry.job.earlier import Earlier
 from rayferry.job.spec import parse
 from rayferry.submit import launch, retry
 from rayferry.submit.client import JobInfo
 from rayferry.submit.config import Address
 from rayferry.submit.follow import LostContactError
-from rayferry.submit.request import Earlier, attempt_id
+from rayferry.submit.request import attempt_id
 from rayferry.submit.transport import NoSuchJobError, UnreachableError
 
 PLACE = Address("http://127.0.0.1:1", "test")

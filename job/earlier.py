@@ -1,0 +1,79 @@
+"""What becomes of what an earlier attempt left in the output, as one value from the laptop to the run."""
+
+import argparse
+from dataclasses import dataclass
+
+from rayferry.job.errors import SpecError
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What becomes of what the output holds of an earlier attempt.
+
+    Attributes:
+        resume: go on with it.
+        new_input: files that came since are answered too.
+        retry_failed: the rows in errors/ are tried again.
+        overwrite: remove it.
+        over: the attempts that are known to be over.
+    """
+
+    resume: bool = False
+    new_input: bool = False
+    retry_failed: bool = False
+    overwrite: bool = False
+    over: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuses what says two things.
+
+        Raises:
+            SpecError: naming the flags.
+        """
+        if self.overwrite and (self.resume or self.retry_failed):
+            flag = "--retry-failed" if self.retry_failed else "--resume"
+            msg = f"{flag} goes on with what is there, --overwrite removes it: give one of them"
+            raise SpecError(msg)
+        if self.new_input and not self.resume:
+            msg = "--new-input says how to resume: give --resume too"
+            raise SpecError(msg)
+        if self.retry_failed:
+            object.__setattr__(self, "resume", True)  # trying again is a way to resume
+
+    @property
+    def may_hold(self) -> bool:
+        """True if the output need not be empty."""
+        return self.resume or self.overwrite
+
+    @property
+    def words(self) -> list[str]:
+        """As the entrypoint takes it; `read` is the way back."""
+        flags = {
+            "--resume": self.resume,
+            "--new-input": self.new_input,
+            "--retry-failed": self.retry_failed,
+            "--overwrite": self.overwrite,
+        }
+        over = [word for name in self.over for word in ("--over", name)]
+        return [*(flag for flag, is_set in flags.items() if is_set), *over]
+
+    @staticmethod
+    def add_to(parser: argparse.ArgumentParser) -> None:
+        """Gives the entrypoint's parser these words."""
+        for flag in ("--resume", "--new-input", "--retry-failed", "--overwrite"):
+            parser.add_argument(flag, action="store_true")
+        parser.add_argument("--over", action="append", default=[])
+
+    @classmethod
+    def read(cls, options: argparse.Namespace) -> "Earlier":
+        """What such a parser found."""
+        return cls(
+            resume=options.resume,
+            new_input=options.new_input,
+            retry_failed=options.retry_failed,
+            overwrite=options.overwrite,
+            over=tuple(options.over),
+        )
+
+
+NOTHING_EARLIER = Earlier()
