@@ -49,8 +49,7 @@ def _fast(lines: bytes, num_lines: int, schema: pa.Schema | None) -> pa.Table | 
         return None
     if b"\r" in lines:
         lines = lines.replace(b"\r\n", b"\n")
-    body = lines.rstrip(b"\n")
-    if not (body.startswith(b"{") and body.endswith(b"}")) or body.count(b"}\n{") != num_lines - 1:
+    if not (lines.startswith(b"{") and lines.endswith((b"}", b"}\n"))) or lines.count(b"}\n{") != num_lines - 1:
         return None
     return parse_json_lines(lines, num_lines, schema)
 

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 from rayferry.job.calls import Call
 from rayferry.job.errors import EngineError
 
+_GC_THRESHOLDS = (10_000, 20, 100)  # a look at all that is new since the start every twenty million objects
+
 
 class RefusedError(Exception):
     """The engine will not take this request: too long, no prompt, a template that fails.
@@ -94,10 +96,11 @@ class Pump:
         self._dead: EngineError | None = None
         self._closing = False
         self._lock = threading.Lock()
-        # What is loaded by now stays: with millions of objects to look through again and again, Python's collector
-        # took half of a replica's time.
+        # What is loaded by now stays, and rows that are under way are no garbage: looking through both again and again,
+        # Python's collector took most of a replica's time.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(*_GC_THRESHOLDS)
         self._thread = threading.Thread(target=self._run, name="rayferry-pump", daemon=True)
         self._thread.start()
         if timeout_s is not None:

@@ -7,7 +7,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rayferry.job.checkpoint import Spans
 from rayferry.job.ids import Repeated, hash_of
 from rayferry.job.look import Input, open_as, own, prompt_column
 from rayferry.job.openai_batch import BatchLines
@@ -15,6 +14,7 @@ from rayferry.job.prompts import Prompter
 from rayferry.job.readers import read_chunks
 from rayferry.job.records import BadRecordError, Chunk, Record, Unwanted, none_unwanted
 from rayferry.job.rows import SOURCE_SCHEMA, RowError, json_text, raw_text
+from rayferry.job.spans import Spans
 from rayferry.job.spec import JobSpec
 
 

@@ -124,7 +124,9 @@ class PartsDatasink(Datasink["tuple[str, checkpoint.Record] | None"]):  # type: 
         record_uri = checkpoint.record_uri(self._layout, self._submission_id, ctx.task_idx)
         rows = spans_of(table)
         record = checkpoint.Record.read(record_uri)
-        data = table.filter(pc.is_null(table.column("stage"))).select(self._schema.names).cast(self._schema)
+        stages = table.column("stage")
+        good = table if stages.null_count == len(stages) else table.filter(pc.is_null(stages))
+        data = good.select(self._schema.names).cast(self._schema)
         if record is None:
             parts = self._write_parts(table, data, ctx.task_idx)
             record = checkpoint.Record([part.to_json() for part in parts], rows)

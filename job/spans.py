@@ -49,11 +49,10 @@ class Spans:
 
 def spans_of(table: pa.Table) -> dict[str, list[list[int]]]:
     """The rows of a table by their file, as spans; by its columns `source_uri` and `position`."""
-    found = {}
-    for uri in pc.unique(table.column("source_uri")).to_pylist():
-        mine = table.filter(pc.equal(table.column("source_uri"), uri)).column("position")
-        found[uri] = _spans(np.sort(mine.to_numpy()))
-    return found
+    uris, positions = table.column("source_uri"), table.column("position")
+    return {
+        uri: _spans(np.sort(positions.filter(pc.equal(uris, uri)).to_numpy())) for uri in pc.unique(uris).to_pylist()
+    }
 
 
 def without(rows: Mapping[str, list[list[int]]], others: Mapping[str, list[list[int]]]) -> dict[str, list[list[int]]]:

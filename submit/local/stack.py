@@ -165,6 +165,8 @@ def _start(say: Callable[[str], None]) -> Stack:
         for name, value in stack.environ().items()
         if not name.startswith("RAY") or name.startswith("RAY_AUTH_")
     }
+    # of vLLM's usual 4 GiB on CPUs, most is never used here, and touching it takes longer than loading a small model
+    environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "PATH": _path()}
     for name in CLEARED:
         environ.pop(name, None)

@@ -117,7 +117,7 @@ def greedy_job(job_file):
 @pytest.fixture(scope="session")
 def late_job(job_file):
     """A job that its own `timeout` ended."""
-    return run("submit", job_file("late", timeout="4s"), "--submission-id", "late")
+    return run("submit", job_file("late", timeout="8s"), "--submission-id", "late")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -182,7 +182,7 @@ def references(request, model, tmp_path_factory):
 
 def run_script(name, *arguments, given=None):
     """Runs a script beside this file, in a process of its own; gives the JSON of its last line."""
-    environ = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environ = os.environ | batches.ENVIRON | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, *map(str, [HERE / name, *arguments])]
     done = subprocess.run(command, input=given, capture_output=True, text=True, check=False, env=environ)
     assert done.returncode == 0, done.stderr[-2000:]

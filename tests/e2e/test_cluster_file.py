@@ -100,7 +100,7 @@ def cluster_file(place, sshd, environ):
     gcs, dashboard, client, agent, agent_grpc, env_agent, metrics, manager, objects = free_ports(9)
     head = (
         f"export PATH={SCRIPTS}:$PATH {processes.MARK}={place} SPT_NOENV=1; "  # by which its processes are found
-        "export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 RAY_USAGE_STATS_ENABLED=0; "
+        "export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 RAY_USAGE_STATS_ENABLED=0 VLLM_CPU_KVCACHE_SPACE=1; "
         f"ray start --head --node-ip-address=127.0.0.1 --port={gcs} --dashboard-host=127.0.0.1 "
         f"--dashboard-port={dashboard} --ray-client-server-port={client} --dashboard-agent-listen-port={agent} "
         f"--dashboard-agent-grpc-port={agent_grpc} --runtime-env-agent-port={env_agent} "
