@@ -140,7 +140,7 @@ class Pump:
                 for output in outputs:
                     if output.finished:
                         batch, index = self._running.pop(output.request_id)
-                        batch.settle(index, output.outcome if isinstance(output, Settled) else output)
+                        batch.settle(index, output.outcome if type(output) is Settled else output)
         except BaseException as error:  # noqa: BLE001  # whatever it is, nobody may be left waiting
             self._fail(error)
 

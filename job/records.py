@@ -112,7 +112,7 @@ def blocks(f: Any) -> Iterator[tuple[int, bytes] | BadRecordError]:
             return
         end = chunk.rfind(b"\n") + 1
         if end:
-            lines = b"".join([*pieces, chunk[:end]])
+            lines = b"".join([*pieces, memoryview(chunk)[:end]])
             yield number, lines
             number += lines.count(b"\n")
             pieces = [chunk[end:]]

@@ -19,7 +19,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections import deque
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,6 +36,15 @@ from rayferry.job.spec import parse
 NUM_FILES = 8
 
 
+class Answer:
+    """An output of vLLM as the pipeline reads it, made in no time: only its id is its own."""
+
+    __slots__ = ("request_id",)
+    finished = True
+    outputs = (SimpleNamespace(text="yes", finish_reason="stop", token_ids=[1], logprobs=None),)
+    prompt_token_ids = (1, 2, 3)
+
+
 class AtOnce:
     """An engine whose every answer is there in the next step."""
 
@@ -44,18 +52,16 @@ class AtOnce:
 
     def __init__(self):
         self._ids = count()
-        self._ready = deque()
-        self._answer = [SimpleNamespace(text="yes", finish_reason="stop", token_ids=[1], logprobs=None)]
+        self._ready = []
 
     def add(self, call):
-        name = str(next(self._ids))
-        self._ready.append(
-            SimpleNamespace(request_id=name, finished=True, outputs=self._answer, prompt_token_ids=[1, 2, 3])
-        )
+        answer = Answer()
+        name = answer.request_id = str(next(self._ids))
+        self._ready.append(answer)
         return name
 
     def step(self):
-        done, self._ready = self._ready, deque()
+        done, self._ready = self._ready, []
         return done
 
     def is_busy(self):
@@ -163,7 +169,7 @@ def main():
     # the replica takes a GPU that is only a number: as on a real node, it leaves the CPUs to the others
     ray.init(
         "local",
-        num_cpus=os.cpu_count(),
+        num_cpus=len(os.sched_getaffinity(0)),
         num_gpus=1,
         include_dashboard=False,
         logging_level="ERROR",
