@@ -87,6 +87,24 @@ class Flags:
     cookies: Mapping[str, str] = field(default_factory=dict, repr=False)
     cluster: Path | None = None
 
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The same on a further command's line, without the secrets."""
+        said: list[str] = []
+        if self.url is not None:
+            said += ["--address", self.url]
+        if self.cluster is not None:
+            said += ["--cluster", str(self.cluster)]
+        if self.verify is not True:
+            said += ["--verify", str(self.verify) if self.verify else "false"]
+        return tuple(said)
+
+    def command(self, words: str) -> str:
+        """A command to go on with, about the same cluster, as it may be copied to a shell."""
+        from rayferry.submit.config import command
+
+        return command(words, self.options)
+
 
 _ADDRESS_OPTIONS = (
     click.option("--address", metavar="URL", help="The cluster's dashboard, such as http://127.0.0.1:8265."),
@@ -158,7 +176,10 @@ def address_of(flags: Flags, job_file: str | None = None) -> "Address":
         opened = tunnel.tunnel(tunnel.find_head(flags.cluster))
         url = click.get_current_context().with_resource(opened)
         chosen = resolve_address(url, job_file, os.environ, "--cluster")
-    return replace(chosen, verify=flags.verify, headers=flags.headers, cookies=flags.cookies)
+    options = flags.options
+    if chosen.source == "the job file":  # which a further command does not know
+        options = ("--address", chosen.url, *options)
+    return replace(chosen, verify=flags.verify, headers=flags.headers, cookies=flags.cookies, options=options)
 
 
 def cluster_of(flags: Flags) -> "Cluster":

@@ -64,7 +64,12 @@ class JobInfo:
 
 
 class Cluster:
-    """One cluster's Jobs API. Every method raises `ClusterError` in plain words, and nothing else."""
+    """One cluster's Jobs API. Every method raises `ClusterError` in plain words, and nothing else.
+
+    Attributes:
+        url: the dashboard's.
+        command: see `Address.command`.
+    """
 
     def __init__(self, address: Address | str) -> None:
         """Connects.
@@ -76,8 +81,10 @@ class Cluster:
             UnreachableError: nothing answers there.
             ClusterError: something else than a Ray dashboard answers, or it refuses.
         """
-        self._transport = Transport(Address(address, "") if isinstance(address, str) else address)
-        self.url = self._transport.url
+        address = Address(address, "") if isinstance(address, str) else address
+        self._transport = Transport(address)
+        self.url = address.url
+        self.command = address.command
 
     def version(self) -> dict[str, str]:
         """`ray_version`, `session_name`, and where the cluster tells it `python_version`."""
@@ -158,7 +165,7 @@ class Cluster:
     def _not_known(self, submission_id: str) -> "NotKnownError":
         return NotKnownError(
             f"{self.url} does not answer any more, and whether {submission_id} was started is not known; "
-            f"see: rayferry status {submission_id}, or send it again with --submission-id {submission_id}"
+            f"see: {self.command(f'status {submission_id}')}, or send it again with --submission-id {submission_id}"
         )
 
     def info(self, submission_id: str) -> JobInfo:

@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -29,6 +30,7 @@ class Address:
         verify: check the server's certificate; False for not, or the path of the certificates to trust.
         headers: sent with every request. Secrets: not shown.
         cookies: likewise.
+        options: what a further command needs on its line to find the same cluster.
     """
 
     url: str
@@ -37,11 +39,21 @@ class Address:
     verify: bool | str = True
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     cookies: Mapping[str, str] = field(default_factory=dict, repr=False)
+    options: tuple[str, ...] = ()
+
+    def command(self, words: str) -> str:
+        """A command to go on with, about the same cluster, as it may be copied to a shell; see `command`."""
+        return command(words, self.options)
 
     @property
     def is_loopback(self) -> bool:
         """True if the cluster's head is this machine, as far as its address tells."""
         return is_loopback(self.url)
+
+
+def command(words: str, options: Sequence[str] = ()) -> str:
+    """`rayferry` with these words, which are quoted, and these options, which are not yet."""
+    return " ".join(["rayferry", words, *map(shlex.quote, options)])
 
 
 def is_loopback(url: str) -> bool:

@@ -1,11 +1,14 @@
 """Why a job failed: whose matter it is, the root line, the log's last lines, and what to do next."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from shlex import quote
 
 from rayferry.job.layout import Layout
 from rayferry.job.log import MARK
 from rayferry.submit.client import JobInfo
+from rayferry.submit.config import command
 
 _MAX_LINES = 6
 _MAX_CHARS = 240
@@ -23,7 +26,7 @@ class Failure:
 
     Attributes:
         name: user, environment, cluster or capacity.
-        words: whose matter it is, and the next step.
+        words: whose matter it is, and the next step; {list_all} is the command that lists all jobs.
     """
 
     name: str
@@ -46,7 +49,7 @@ _CLUSTER = Failure(
 _CAPACITY = Failure(
     "capacity",
     "the cause is the cluster's capacity, not your job: it found no room to start in time; wait for other jobs "
-    "(rayferry list --all) or add nodes, and submit it again",
+    "({list_all}) or add nodes, and submit it again",
 )
 # Source: `JobErrorType` in ray/dashboard/modules/job/common.py (Ray 2.60); an older Ray has fewer of them, or none.
 _BY_ERROR_TYPE = {
@@ -105,19 +108,20 @@ def root_first(text: str) -> list[str]:
     return last if root is None else [root, *last]
 
 
-def explain(info: JobInfo, log: str) -> list[str]:
+def explain(info: JobInfo, log: str, command: Callable[[str], str] = command) -> list[str]:
     """A failed job in lines for people: whose matter, the root line, the last lines, where the whole log is.
 
     Args:
         info: the job.
         log: the driver's log, or "" if it cannot be had.
+        command: makes a command about the same cluster.
     """
     failure = sort(info)
-    lines = [f"  {failure.words}"] if failure else []
+    lines = [f"  {failure.words.format(list_all=command('list --all'))}"] if failure else []
     if info.exit_code in _KILLED:
         lines.append(f"  the driver was killed (exit code {info.exit_code}), mostly for want of memory")
     # if it did not come to the driver's end, Ray knows why
     by_log, by_ray = root_first(log), root_first(info.message)
     lines += [f"  {line}" for line in ((by_ray or by_log) if info.exit_code is None else (by_log or by_ray))]
     copy = f" or {Layout(info.output_uri).driver_log_uri}" if info.output_uri else ""
-    return [*lines, f"the whole log: rayferry logs --raw {info.submission_id}{copy}"]
+    return [*lines, f"the whole log: {command(f'logs --raw {quote(info.submission_id)}')}{copy}"]

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import shutil
-import signal
 import subprocess
 import threading
 import time
@@ -68,14 +67,6 @@ def _impatient(monkeypatch):
     monkeypatch.setattr(follow_module, "_FIRST_POLL_S", 0.01)
     monkeypatch.setattr(launch, "_POLL_S", 0.01)
     monkeypatch.setattr("rayferry.submit.transport._READ_PAUSE_S", 0.01)
-
-
-@pytest.fixture
-def interrupts():
-    """Gives SIGINT back its handler: who detaches takes it away."""
-    before = signal.getsignal(signal.SIGINT)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +197,9 @@ class FakeCluster:
 
     def is_here(self):
         return "127.0.0.1" in self.url
+
+    def command(self, words):
+        return f"rayferry {words}"
 
     def logs(self, submission_id):
         answer = self.log[0] if len(self.log) == 1 else self.log.pop(0)

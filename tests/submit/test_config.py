@@ -148,3 +148,8 @@ def test_no_home_says_what_to_set(monkeypatch):
 )
 def test_an_address_is_shown_without_what_is_secret_in_it(url, shown):
     assert without_password(url) == shown
+
+
+def test_a_command_to_go_on_with_finds_the_same_cluster():
+    place = Address(FLAG, "--address", options=("--address", FLAG, "--verify", "/my certs/ca.pem"))
+    assert place.command("logs -f a") == f"rayferry logs -f a --address {FLAG} --verify '/my certs/ca.pem'"
