@@ -17,6 +17,7 @@ from rayferry.submit.cli_shared import (
     address_of,
     address_option,
     earlier_option,
+    job_or_uri_argument,
     json_option,
     seconds_of,
     skip_option,
@@ -173,7 +174,7 @@ def check(
 
 
 @main.command()
-@click.argument("job_or_uri", metavar="ID|URI")
+@job_or_uri_argument
 @address_option
 @click.option("--new-input", is_flag=True, help="Answer files that came since, too.")
 @click.option("--raw", is_flag=True, help="Show all of the job's log, Ray's and vLLM's lines too.")

@@ -8,9 +8,16 @@ from shlex import quote
 import click
 
 from rayferry.job.errors import RayferryError
-from rayferry.submit.cli_shared import Flags, address_option, cluster_of, json_option, seconds_of, timeout_option
-
-job_or_uri_argument = click.argument("job_or_uri", metavar="ID|URI")
+from rayferry.submit.cli_shared import (
+    Flags,
+    address_option,
+    cluster_of,
+    job_id_argument,
+    job_or_uri_argument,
+    json_option,
+    seconds_of,
+    timeout_option,
+)
 
 
 @contextmanager
@@ -105,7 +112,7 @@ def _log_by_uri(uri: str, address: Flags, *, following: bool) -> str:
 
 
 @click.command()
-@click.argument("submission_id")
+@job_id_argument
 @address_option
 @click.option("--timeout", default=60.0, show_default=True, help="Seconds to wait for the end.")
 def stop(submission_id: str, address: Flags, timeout: float) -> None:

@@ -4,7 +4,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -20,6 +20,13 @@ _VALUE = re.compile(r"[\x21-\x7e\xa0-\xff]([\t\x20-\x7e\xa0-\xff]*[\x21-\x7e\xa0
 _COOKIE_VALUE = re.compile(
     r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]*"
 )  # RFC 6265: no blank, quote, comma, semicolon
+# What HTTP itself says with each request; a second one makes it hang, or go astray.
+_OF_HTTP = {
+    *("connection", "content-encoding", "content-length", "content-type", "expect", "host", "keep-alive"),
+    *("proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"),
+}
+_SHOWS_IDS = "the command `list` shows those there are"
+_MAX_ID = 240  # with what Ray puts around it, a file's name of 255
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -49,8 +56,9 @@ class _Secrets(click.ParamType):  # type: ignore[type-arg]
 
     name = "JSON"
 
-    def __init__(self, value: "re.Pattern[str]") -> None:
+    def __init__(self, value: "re.Pattern[str]", reserved: Collection[str] = ()) -> None:
         self._value = value
+        self._reserved = reserved
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Mapping[str, str]:
         if isinstance(value, Mapping):
@@ -66,7 +74,36 @@ class _Secrets(click.ParamType):  # type: ignore[type-arg]
         for number, (name, secret) in enumerate(found.items(), 1):
             if not _NAME.fullmatch(name) or not self._value.fullmatch(secret):
                 self.fail(f"entry {number}{place} has a character that HTTP does not allow there", param, ctx)
+            if name.lower() in self._reserved or (self._reserved and name.lower().startswith("sec-websocket-")):
+                self.fail(f"{name}{place} is set by HTTP itself, request by request; leave it out", param, ctx)
         return found
+
+
+class _JobId(click.ParamType):  # type: ignore[type-arg]
+    """A job's id, whoever chose it. Ray takes nearly everything, and makes a file's name of it."""
+
+    name = "ID"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        if "://" in text or text.startswith("/"):
+            self.fail(f"{text!r} is a URI, and this needs the job's id; {_SHOWS_IDS}", param, ctx)
+        if text.strip() in {"", ".", ".."} or "/" in text or not text.isprintable() or len(text) > _MAX_ID:
+            self.fail(f"{text!r} cannot be the id of a job; {_SHOWS_IDS}", param, ctx)
+        return text
+
+
+class _JobIdOrUri(_JobId):
+    """A job's id, or what has a slash: its output URI."""
+
+    name = "ID|URI"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return str(value) if "/" in str(value) else super().convert(value, param, ctx)
+
+
+job_id_argument = click.argument("submission_id", type=_JobId())
+job_or_uri_argument = click.argument("job_or_uri", metavar="ID|URI", type=_JobIdOrUri())
 
 
 @dataclass(frozen=True)
@@ -122,7 +159,7 @@ _ADDRESS_OPTIONS = (
     ),
     click.option(
         "--headers",
-        type=_Secrets(_VALUE),
+        type=_Secrets(_VALUE, _OF_HTTP),
         envvar="RAY_JOB_HEADERS",
         help="HTTP headers to send, a JSON object; or RAY_JOB_HEADERS.",
     ),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import quote
 
 from rayferry.job.placement import Node, can_grow
 from rayferry.submit.config import Address
@@ -174,7 +175,7 @@ class Cluster:
         Raises:
             NoSuchJobError: the cluster has no job of this id.
         """
-        found = self._transport.ask(lambda: self._transport.sdk.get_job_info(submission_id), submission_id)
+        found = self._transport.ask(lambda: self._transport.sdk.get_job_info(_quoted(submission_id)), submission_id)
         return _job_info(found)
 
     def jobs(self) -> list[JobInfo]:
@@ -185,7 +186,9 @@ class Cluster:
     def logs(self, submission_id: str) -> str:
         """The whole driver log."""
         try:
-            return str(self._transport.ask(lambda: self._transport.sdk.get_job_logs(submission_id), submission_id))
+            return str(
+                self._transport.ask(lambda: self._transport.sdk.get_job_logs(_quoted(submission_id)), submission_id)
+            )
         except ClusterError as error:
             if "UnicodeDecodeError" not in str(error.__cause__):
                 raise
@@ -193,19 +196,26 @@ class Cluster:
 
     def _logs_as_bytes(self, submission_id: str) -> str:
         """The same by another way: the Jobs API gives nothing at all of a log that has one bad byte."""
-        job = self._transport.ask(lambda: self._transport.sdk.get_job_info(submission_id), submission_id)
-        path = f"/api/v0/logs/file?node_id={job.driver_node_id}&filename=job-driver-{submission_id}.log&lines=-1"
+        job = self._transport.ask(lambda: self._transport.sdk.get_job_info(_quoted(submission_id)), submission_id)
+        path = (
+            f"/api/v0/logs/file?node_id={job.driver_node_id}&filename=job-driver-{_quoted(submission_id)}.log&lines=-1"
+        )
         content = self._transport.get(path, read=lambda answer: answer.content)
         with io.TextIOWrapper(io.BytesIO(content), "utf-8", errors="replace") as text:
             return text.read()  # line ends as the Jobs API has them
 
     def tail(self, submission_id: str) -> AsyncIterator[str]:
         """The driver log from its first byte on, for as long as the connection holds. Its end proves nothing."""
-        return self._transport.sdk.tail_job_logs(submission_id)
+        return self._transport.sdk.tail_job_logs(_quoted(submission_id))
 
     def stop(self, submission_id: str) -> None:
         """Asks the job to end. It has not ended when this returns."""
-        self._transport.ask(lambda: self._transport.sdk.stop_job(submission_id), submission_id)
+        self._transport.ask(lambda: self._transport.sdk.stop_job(_quoted(submission_id)), submission_id)
+
+
+def _quoted(submission_id: str) -> str:
+    """An id as a part of a URL: Ray's client puts it in as it is."""
+    return quote(submission_id, safe="")
 
 
 def _is_of_this_machine(ip: str) -> bool:

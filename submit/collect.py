@@ -193,7 +193,7 @@ def preview(uri: str, num_rows: int) -> pa.Table:
         if left <= 0:
             break
         try:
-            tables.append(pq.read_table(io.BytesIO(s3.read_bytes(path))).slice(0, left))
+            tables.append(_first_rows(s3.read_bytes(path), left))
         except pa.ArrowException as error:
             msg = f"{path}: not a Parquet file that can be read: {error}"
             raise s3.StorageError(msg) from error
@@ -202,3 +202,15 @@ def preview(uri: str, num_rows: int) -> pa.Table:
     except pa.ArrowException as error:
         msg = f"{uri}: its files do not fit together: {error}; give one of them"
         raise s3.StorageError(msg) from error
+
+
+def _first_rows(content: bytes, num_rows: int) -> pa.Table:
+    """The beginning of a Parquet file, read in this thread: Arrow's own may abort a process that ends soon."""
+    batches: list[pa.RecordBatch] = []
+    with pq.ParquetFile(io.BytesIO(content), pre_buffer=False) as file:
+        for batch in file.iter_batches(batch_size=num_rows, use_threads=False):
+            batches.append(batch)
+            if sum(one.num_rows for one in batches) >= num_rows:
+                break
+        empty = file.schema_arrow.empty_table()
+    return pa.Table.from_batches(batches).slice(0, num_rows) if batches else empty

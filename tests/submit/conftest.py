@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 import boto3
 import pytest
@@ -293,6 +294,7 @@ class RayApi:
         if path == "/api/jobs/":
             return 200, [self._details(name) for name in self.jobs]
         name, _, rest = path.removeprefix("/api/jobs/").partition("/")
+        name = unquote(name)
         if name not in self.jobs:
             return 404, f"Job {name} does not exist"
         if rest == "":

@@ -179,3 +179,32 @@ def test_messages_name_commands_that_find_the_cluster(ray_api, words, said):
     ray_api.jobs["job-1"] = {"sent": {"entrypoint": "", "metadata": {"rayferry_output_uri": "/o/"}, "runtime_env": {}}}
     result = CliRunner().invoke(main, [*words, "--address", ray_api.url])
     assert said.format(url=ray_api.url) in result.stderr
+
+
+@pytest.mark.parametrize("name", ["Content-Length", "transfer-encoding", "HOST", "Connection", "Sec-WebSocket-Key"])
+def test_a_header_that_http_sets_itself_is_wrong_usage(flags, name):
+    code, output = flags("--headers", f'{{"X-Key": "v", "{name}": "5"}}')
+    assert (code, f"{name} (here or in RAY_JOB_HEADERS) is set by HTTP itself" in " ".join(output.split())) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "words", [["status"], ["logs", "-f"], ["logs"], ["stop"], ["resume"], ["result"]], ids=" ".join
+)
+@pytest.mark.parametrize("text", ["", " ", ".", "..", "a\nb", "x" * 241])
+def test_what_no_cluster_can_have_as_an_id_is_wrong_usage(words, text):
+    result = CliRunner().invoke(main, [*words, text, "--address", "http://127.0.0.1:1"])
+    assert (result.exit_code, "cannot be the id of a job; the command `list`" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/out/", "/out", "file:///out"])
+def test_stop_does_not_take_a_uri(uri):
+    result = CliRunner().invoke(main, ["stop", uri, "--address", "http://127.0.0.1:1"])
+    assert (result.exit_code, "is a URI, and this needs the job's id" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["a b", "a?b=c", "100%", "a%2Fb", "a#b", "späße", "-a;b&c"])
+@pytest.mark.parametrize("words", ["status", "logs", "logs -f", "stop"])
+def test_an_id_of_any_signs_reaches_the_cluster_whole(ray_api, name, words):
+    ray_api.jobs[name] = {"sent": {"entrypoint": "", "metadata": {}, "runtime_env": {}}}
+    result = CliRunner().invoke(main, [*words.split(), "--address", ray_api.url, "--", name])
+    assert (result.exit_code, result.stderr.count("error")) == (0, 0), result.stderr
