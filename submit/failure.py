@@ -20,6 +20,12 @@ _NOTHING = re.compile(r"^(Traceback \(most recent call last\):|[\s^~]*)$")
 _OF_A_TRACEBACK = re.compile(r"^(\s|The above exception was the direct cause|During handling of the above)")
 
 
+# Ray calls it "unschedulable" too when a node has room, but cannot start a worker in the job's environment.
+_NO_WORKER = re.compile(
+    r"worker startup failed|runtime[_ ]env(?:ironment)?\b.*\bfail|failed\b.*\bruntime[_ ]env", re.IGNORECASE
+)
+
+
 @dataclass(frozen=True)
 class Failure:
     """A class of failures.
@@ -80,6 +86,8 @@ def sort(info: JobInfo) -> Failure | None:
         return None
     if info.exit_code in _KILLED:  # from outside: mostly for want of memory
         return _CLUSTER
+    if info.exit_code is None and _NO_WORKER.search(info.message):
+        return _ENVIRONMENT
     if info.error_type in _BY_ERROR_TYPE:
         return _BY_ERROR_TYPE[info.error_type]
     if info.exit_code is not None:

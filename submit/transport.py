@@ -192,6 +192,11 @@ class Transport:
         except (InvalidHeader, UnicodeEncodeError):  # whose text has the value, and so maybe a secret
             msg = "a header, or the token, has a character that HTTP does not allow; look for line ends, and quotes"
             raise ClusterError(msg) from None
+        except UnicodeDecodeError as error:
+            token = access.token(os.environ)
+            raise (
+                ClusterError(token.problem) if token.is_on and token.problem else self._translate(error, what)
+            ) from None
         except (requests.RequestException, ConnectionError) as error:
             raise self._no_answer(error, what) from error
         except Exception as error:
@@ -238,4 +243,6 @@ class Transport:
             said = " ".join(text.partition("\n\n")[0].split())[:200]  # Ray's own advice on tokens follows
             return ClusterError(f"{self.url} refused, but not as a Ray dashboard does ({said}); {hint}")
         is_missing = _TOKEN_WORDS[0] in text or not text.startswith(_REFUSED)
-        return ClusterError(f"{self.url}: {access.refused_token(os.environ, is_missing=is_missing)}")
+        return ClusterError(
+            f"{self.url}: {access.refused_token(os.environ, is_missing=is_missing, headers=self._address.headers)}"
+        )
