@@ -16,6 +16,7 @@ from rayferry.submit.cli_shared import (
     job_or_uri_argument,
     json_option,
     seconds_of,
+    seconds_to_wait,
     timeout_option,
 )
 
@@ -114,12 +115,19 @@ def _log_by_uri(uri: str, address: Flags, *, following: bool) -> str:
 @click.command()
 @job_id_argument
 @address_option
-@click.option("--timeout", default=60.0, show_default=True, help="Seconds to wait for the end.")
-def stop(submission_id: str, address: Flags, timeout: float) -> None:
+@click.option(
+    "--timeout",
+    metavar="TIME",
+    default="60s",
+    show_default=True,
+    help="Wait no longer than this for the end, such as 90s or 2m; 0: not at all.",
+)
+def stop(submission_id: str, address: Flags, timeout: str) -> None:
     """Stop a job and wait until it is over."""
     from rayferry.submit import launch, report
 
-    report.datum(launch.stop(cluster_of(address), submission_id, timeout).status)
+    timeout_s = seconds_to_wait(timeout)
+    report.datum(launch.stop(cluster_of(address), submission_id, timeout_s).status)
 
 
 @click.command("list")

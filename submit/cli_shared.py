@@ -245,6 +245,12 @@ def seconds_of(timeout: str | None) -> float | None:
         raise SpecError(msg) from error
 
 
+def seconds_to_wait(timeout: str) -> float:
+    """The same where a number alone means seconds, and none at all means not to wait."""
+    is_number = re.fullmatch(r"\d+(\.\d+)?", timeout) is not None
+    return 0.0 if is_number and not float(timeout) else seconds_of(f"{timeout}s" if is_number else timeout) or 0.0
+
+
 def earlier_option(command: Callable[P, R]) -> Callable[..., R]:
     """Adds --resume, --new-input and --overwrite, as one argument `earlier`."""
 

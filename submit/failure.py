@@ -12,6 +12,7 @@ from rayferry.submit.config import command
 
 _MAX_LINES = 6
 _MAX_CHARS = 240
+_MIN_CHARS = 20
 _KILLED = {137, -9}
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 # `ValueError: x` or `ray.exceptions.RayActorError`, at a line's beginning or after Ray's `(name pid=1)`.
@@ -112,8 +113,14 @@ def root_first(text: str) -> list[str]:
         others = [line for line in others if not _OF_A_TRACEBACK.match(line)]  # the driver's, which leads to this root
     elif raised := [found[1] for line in lines if (found := _RAISED.match(line))]:
         root = raised[-1]
-    last = [line[:_MAX_CHARS] for line in others if root is None or not line.endswith(root)][-_MAX_LINES:]
+    last = [line[:_MAX_CHARS] for line in others if root is None or not _tells(root, line)][-_MAX_LINES:]
     return last if root is None else [root, *last]
+
+
+def _tells(root: str, line: str) -> bool:
+    """True if the root line says all that a line does: a reason of several lines is one line in it."""
+    whole, part = " ".join(root.split()), " ".join(line.split())
+    return part.endswith(whole) or whole[:_MAX_CHARS] in part or (len(part) >= _MIN_CHARS and part in whole)
 
 
 def explain(info: JobInfo, log: str, command: Callable[[str], str] = command) -> list[str]:

@@ -133,6 +133,18 @@ def test_a_traceback_that_leads_to_a_line_of_ours_is_left_out():
     ]
 
 
+def test_a_reason_of_several_lines_is_told_once():
+    reason = [
+        "ValueError: no tokenizer, as it can be made of none of",
+        "  (1) a file of the library itself",
+        "and so on",
+    ]
+    root = f"model 'm' could not be loaded: {' '.join(' '.join(reason).split())}" + " and on" * 100
+    lines = [*reason, f"(worker pid=1) rayferry.job.errors.EngineError: {root}", "noise"]
+    log = "\n".join([*lines, f"[rayferry] 10:00:00 error: {root}"])
+    assert root_first(log) == [root, "and so on", "noise"]
+
+
 def test_the_whole_explanation_is_exactly_this():
     info = failed("JOB_ENTRYPOINT_COMMAND_ERROR", 1, metadata={"rayferry_output_uri": "s3://bucket/out/"})
     assert explain(info, "noise\n[rayferry] 10:00:01 error: no GPU\n") == [

@@ -266,7 +266,10 @@ def test_a_list_of_files_that_is_none_is_refused(job, value, said):
     ("name", "text"),
     [
         ("job.yaml", "model: m\ninput: {uri: /in}\noutput: {uri: /out}\nengine: {additional_config: &r {self: *r}}\n"),
-        ("job.json", '{"model": "m", "input": {"uri": "/in", "template": "\\ud800"}, "output": {"uri": "/out"}}'),
+        (
+            "job.json",
+            '{"model": "m", "input": {"uri": "/in"}, "output": {"uri": "/o"}, "sampling": {"stop": "\\ud800"}}',
+        ),
     ],
 )
 def test_what_no_json_can_say_is_refused(tmp_path, name, text):
