@@ -62,10 +62,11 @@ class EngineSpec(Typed):
     @model_validator(mode="after")
     def _no_near_misses(self) -> "EngineSpec":
         known = {*COMMON_ENGINE_KEYS, *type(self).model_fields}
-        for key in self.model_extra or {}:
+        for key, value in (self.model_extra or {}).items():
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.85)
-            if key == "hf_token":
-                raise ValueError(leaks.ADVICE)
+            if key == "hf_token" or (isinstance(value, str) and leaks.is_secret_name(key)):
+                msg = f"{key!r}: {leaks.ADVICE}"
+                raise ValueError(msg)
             if key in {"model", "revision"}:
                 msg = f"{key!r} is set at the top level of the job file, not under engine"
                 raise ValueError(msg)

@@ -65,8 +65,9 @@ def _explain(path: str, detail: ErrorDetails, model: type[BaseModel]) -> str:
     if detail["type"] == "missing":
         return f"{path}: required, but not there"
     message = detail["msg"].removeprefix("Value error, ")
-    if detail["type"] == "string_pattern_mismatch" and path == "name":
-        message = "must be letters, digits, '.', '_' and '-', at most 63, beginning with a letter or a digit"
+    if detail["type"] == "string_pattern_mismatch":
+        name = "must be letters, digits, '.', '_' and '-', at most 63, beginning with a letter or a digit"
+        message = name if path == "name" else "must not be blank"
     if isinstance(detail["input"], dict):
         return f"{path}: {message}" if path else message
     return f"{path}: {_shorten(path, detail['input'])}: {message[:1].lower()}{message[1:]}"

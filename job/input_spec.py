@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from rayferry.job.typed import Typed, check_uri
+from rayferry.job.typed import Text, Typed, check_uri
 
 _ANONYMOUS = "s3://anonymous@"
 _FURTHER = ("document_column", "image_column", "sampling_column", "id_column", "adapter_column")
@@ -21,15 +21,15 @@ class InputSpec(Typed):
     format: Literal["auto", "text", "jsonl", "json", "csv", "tsv", "parquet", "binary", "openai"] = Field(
         "auto", description="auto decides for each file by its suffix, then by its content"
     )
-    column: str | None = Field(None, description="the column that holds the prompt; default: text, prompt or messages")
-    template: str | None = Field(None, description="a Jinja template that makes the prompt of a row's columns")
-    messages_column: str | None = Field(None, description="the column that holds chat messages, as a list or as JSON")
-    token_ids_column: str | None = Field(None, description="the column that holds the prompt as token ids")
-    document_column: str | None = Field(None, description="task score: the column that is scored against the prompt")
-    image_column: str | None = Field(None, description="the column that holds an image, or several: URIs or bytes")
-    sampling_column: str | None = Field(None, description="the column that holds sampling parameters of the row's own")
-    adapter_column: str | None = Field(None, description="the column that names the row's LoRA adapter")
-    id_column: str | None = Field(None, description="the column that names a row; default: its file and position")
+    column: Text | None = Field(None, description="the column that holds the prompt; default: text, prompt or messages")
+    template: Text | None = Field(None, description="a Jinja template that makes the prompt of a row's columns")
+    messages_column: Text | None = Field(None, description="the column that holds chat messages, as a list or as JSON")
+    token_ids_column: Text | None = Field(None, description="the column that holds the prompt as token ids")
+    document_column: Text | None = Field(None, description="task score: the column that is scored against the prompt")
+    image_column: Text | None = Field(None, description="the column that holds an image, or several: URIs or bytes")
+    sampling_column: Text | None = Field(None, description="the column that holds sampling parameters of the row's own")
+    adapter_column: Text | None = Field(None, description="the column that names the row's LoRA adapter")
+    id_column: Text | None = Field(None, description="the column that names a row; default: its file and position")
     anonymous: bool = Field(default=False, description="read without credentials (also: s3://anonymous@bucket/...)")
 
     @field_validator("uri")

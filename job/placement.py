@@ -99,10 +99,21 @@ def _check_gpus(spec: JobSpec, fit: Sequence[Node], nodes: Sequence[Node]) -> No
     size, kind = spec.engine.world_size, spec.resources.accelerator_type
     gpus = f"{kind} GPUs" if kind else "GPUs"
     largest = max((node.num_gpus for node in fit), default=0)
+    have = ", ".join(sorted({name for node in nodes for name in node.accelerator_types}))
+    if not any(node.num_gpus for node in nodes):
+        asks = f"accelerator_type: {kind}" if kind else "device: gpu"
+        msg = (
+            f"resources.{asks} needs {gpus}, and no node has any; use a cluster with GPUs, or set resources.device: cpu"
+        )
+        raise JobError(msg)
+    if largest < size == 1:
+        msg = (
+            f"resources.accelerator_type: no node has {kind} GPUs; choose one that the cluster has: {have or 'unknown'}"
+        )
+        raise JobError(msg)
     if largest < size:
-        have = sorted({name for node in nodes for name in node.accelerator_types})
         msg = f"{_parallel(spec)} needs {size} {gpus} on one node, and no node has more than {largest:g}"
-        msg += f" (the cluster has: {', '.join(have)})" if kind and have else ""
+        msg += f" (the cluster has: {have})" if kind and have else ""
         raise JobError(msg + "; lower it, or use a cluster with larger nodes")
     places = sum(int(node.num_gpus // size) for node in fit)
     if places < spec.min_replicas:

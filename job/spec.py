@@ -1,5 +1,6 @@
 """The job file as a typed value: what `rayferry submit` reads and what travels as `spec.json`."""
 
+import posixpath
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -13,12 +14,12 @@ from rayferry.job.errors import SpecError
 from rayferry.job.explain import explain
 from rayferry.job.input_spec import InputSpec
 from rayferry.job.sampling import SamplingSpec
-from rayferry.job.typed import Typed, check_plain_uri
+from rayferry.job.typed import Text, Typed, check_plain_uri
 
 _DURATION = re.compile(r"^(\d+(?:\.\d+)?)\s*(s|m|h|d)$")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+MAX_DAYS = 3650  # far more and clocks overflow
 GENERATING = ("generate", "chat")
-_Path = Annotated[str, Field(min_length=1)]
 
 
 def seconds(duration: str) -> float:
@@ -31,7 +32,11 @@ def seconds(duration: str) -> float:
     if not match or not float(match[1]):
         msg = "not a duration; write a number and s, m, h or d, such as 90m"
         raise ValueError(msg)
-    return float(match[1]) * _SECONDS[match[2]]
+    found = float(match[1]) * _SECONDS[match[2]]
+    if found > MAX_DAYS * _SECONDS["d"]:
+        msg = f"too long; at most {MAX_DAYS}d"
+        raise ValueError(msg)
+    return found
 
 
 def _with_unit(value: object) -> object:
@@ -63,6 +68,9 @@ class OutputSpec(Typed):
         if urlsplit(uri).netloc.startswith("anonymous@"):
             msg = "an output cannot be written anonymously"
             raise ValueError(msg)
+        if not uri.startswith("s3://") and posixpath.normpath(urlsplit(uri).path).strip("/") == "":
+            msg = "the root folder of a machine; give a folder below it, such as /data/answers/"
+            raise ValueError(msg)
         return uri
 
 
@@ -89,15 +97,15 @@ class ResourcesSpec(Typed):
     device: Literal["auto", "gpu", "cpu"] = Field(
         "auto", description="auto: GPUs, unless the cluster neither has any nor can start any"
     )
-    accelerator_type: str | None = Field(None, description="Ray's name of the GPU model, such as A10G or H100")
+    accelerator_type: Text | None = Field(None, description="Ray's name of the GPU model, such as A10G or H100")
 
 
 class ChatSpec(Typed):
     """How messages become a prompt; what is left out is the model's own way."""
 
     system_prompt: str | None = Field(None, description="put before the messages of a row that has none of its own")
-    chat_template: str | None = Field(None, description="a Jinja chat template in place of the model's")
-    tool_call_parser: str | None = Field(None, description="vLLM's parser for calls of tools (OpenAI input)")
+    chat_template: Text | None = Field(None, description="a Jinja chat template in place of the model's")
+    tool_call_parser: Text | None = Field(None, description="vLLM's parser for calls of tools (OpenAI input)")
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, description="values for the chat template")
     add_generation_prompt: bool = Field(default=True, description="end with the beginning of an answer")
     continue_final_message: bool = Field(default=False, description="go on with the last message, not with a new one")
@@ -113,7 +121,7 @@ class ChatSpec(Typed):
 class LoraSpec(Typed):
     """LoRA adapters that rows may be answered with."""
 
-    adapters: dict[str, str] = Field(min_length=1, description="name to folder on the nodes, hub id or s3:// prefix")
+    adapters: dict[Text, Text] = Field(min_length=1, description="name to folder on the nodes, hub id or s3:// prefix")
     default: str | None = Field(None, description="the adapter of rows that name none; null: the model alone")
 
     @model_validator(mode="after")
@@ -160,17 +168,17 @@ class RetrySpec(Typed):
 class RuntimeEnvSpec(Typed):
     """What the job's processes need beyond the cluster's own image."""
 
-    pip: list[str] = Field(default_factory=list, description="packages that Ray installs for the job")
+    pip: list[Text] = Field(default_factory=list, description="packages that Ray installs for the job")
     env_vars: dict[str, str] = Field(default_factory=dict, description="stored in clear by Ray: no secrets")
     secrets: dict[str, str] = Field(
         default_factory=dict,
         description="variable to where the nodes find its value: "
         "env:NAME, file:/path, ssm:/parameter or secretsmanager:name#key",
     )
-    py_modules: list[_Path] = Field(
+    py_modules: list[Text] = Field(
         default_factory=list, description="local folders or .py files that the job's processes can import"
     )
-    files: list[_Path] = Field(
+    files: list[Text] = Field(
         default_factory=list, description="local files or folders that travel along, under files/"
     )
     image_uri: None = Field(None, description="not supported: Ray takes no image beside a package that travels")
@@ -218,8 +226,8 @@ class JobSpec(Typed):
 
     schema_version: Literal[1] = 1
     name: str = Field("rayferry", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", description="a label for people")
-    model: str = Field(min_length=1, description="hub id, folder on the nodes, or s3:// prefix")
-    revision: str | None = Field(None, description="branch, tag or commit of a hub model")
+    model: Text = Field(description="hub id, folder on the nodes, or s3:// prefix")
+    revision: Text | None = Field(None, description="branch, tag or commit of a hub model")
     task: Literal["generate", "chat", "embed", "classify", "score"] = Field(
         "generate",
         description="generate continues the prompt; chat puts it through the model's chat template; "

@@ -1,11 +1,15 @@
 """What the parts of the job file share: strict models, and URIs."""
 
 import re
+from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 _BUCKET = re.compile(r"^[a-z0-9][a-z0-9._-]{1,61}[a-z0-9]$")
+
+
+Text = Annotated[str, Field(pattern=r"\S")]  # with more in it than blanks
 
 
 class Typed(BaseModel):

@@ -4,7 +4,7 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
@@ -60,22 +60,29 @@ def token(environ: Mapping[str, str]) -> Token:
         return Token(is_on, "RAY_AUTH_TOKEN")
     path = environ.get("RAY_AUTH_TOKEN_PATH")
     if path:
-        problem = _problem_of(path)
+        problem = _problem_of(path, "RAY_AUTH_TOKEN_PATH")
         return Token(is_on, "" if problem else f"{path} (RAY_AUTH_TOKEN_PATH)", problem)
-    if not _problem_of(os.path.expanduser(_DEFAULT_TOKEN)):  # noqa: PTH111  # Path raises where there is no home
+    path = os.path.expanduser(_DEFAULT_TOKEN)  # noqa: PTH111  # Path raises where there is no home
+    problem = _problem_of(path, "Ray's default")
+    if not problem:
         return Token(is_on, _DEFAULT_TOKEN)
+    if is_on and Path(path).exists():
+        return Token(is_on, "", problem)
     if not is_on:
         return Token(is_on)
     hint = f"set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH, or write it to {_DEFAULT_TOKEN}"
     return Token(is_on, "", f"RAY_AUTH_MODE is token, but there is no token here; {hint}")
 
 
-def _problem_of(path: str) -> str:
+def _problem_of(path: str, source: str) -> str:
     """Why a file is none to take a token from, or ""."""
-    named = f"the token's file {path} (RAY_AUTH_TOKEN_PATH)"
+    named = f"the token's file {path} ({source})"
     stack = 'if it was the local stack\'s: rayferry local up, then eval "$(rayferry local env)"'
     try:
-        if Path(path).read_bytes().strip():
+        token = Path(path).read_bytes().strip()
+        if token and not (token.isascii() and token.decode().isprintable()):
+            return f"{named} holds more than a token's text (a binary file?); write the cluster's token to it"
+        if token:
             return ""
     except FileNotFoundError:
         tilde = "; write the whole path, as Ray does not read '~'" if path.startswith("~") else f"; {stack}"
@@ -85,25 +92,37 @@ def _problem_of(path: str) -> str:
     return f"{named} is empty; write the cluster's token to it"
 
 
-def refused_token(environ: Mapping[str, str], *, is_missing: bool) -> str:
+def refused_token(environ: Mapping[str, str], *, is_missing: bool, headers: Collection[str] = ()) -> str:
     """What to do where a Ray dashboard did not let us in.
 
     Args:
         environ: the variables.
         is_missing: it says that no token came, not that it was a wrong one.
+        headers: names of those that the user gave.
     """
+    if not is_missing and (own := next((name for name in headers if name.lower() == "authorization"), None)):
+        return (
+            f"does not accept the token in the header {own} (--headers or RAY_JOB_HEADERS); get the cluster's own "
+            "(on its head: ray get-auth-token), written as 'Bearer TOKEN', or leave the header out"
+        )
     found = token(environ)
     if found.is_on and found.problem:
         return found.problem
-    if is_missing and not found.is_on:
-        if found.source:
-            return f"asks for a token, and yours ({found.source}) is not sent; set RAY_AUTH_MODE=token"
-        return "asks for a token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
-    if is_missing:
+    return _missing(found) if is_missing else _wrong(found)
+
+
+def _missing(found: Token) -> str:
+    if found.is_on:
         return (
             f"asks for a token, and the one from {found.source} did not arrive; "
             "check what lies between (a proxy may drop the Authorization header: give it as X-Ray-Authorization)"
         )
+    if found.source:
+        return f"asks for a token, and yours ({found.source}) is not sent; set RAY_AUTH_MODE=token"
+    return "asks for a token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+
+
+def _wrong(found: Token) -> str:
     if not found.is_on:
         return "does not accept the token in --headers, --cookies or RAY_JOB_HEADERS; get the cluster's own token"
     return (

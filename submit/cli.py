@@ -1,20 +1,23 @@
 """The `rayferry` command. Bodies import what they need, so that `--help` takes no time."""
 
+import io
 import os
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from rayferry.job import VERSION
 from rayferry.job.errors import RayferryError, SpecError
-from rayferry.submit import cli_doctor, cli_jobs, cli_local
+from rayferry.submit import cli_doctor, cli_jobs, cli_local, signals, streams
 from rayferry.submit.cli_shared import (
     Flags,
     address_of,
     address_option,
     earlier_option,
+    job_or_uri_argument,
     json_option,
     seconds_of,
     skip_option,
@@ -29,21 +32,34 @@ set_option = click.option("--set", "sets", multiple=True, metavar="PATH=VALUE", 
 
 
 class _Boundary(click.Group):
-    """The one place where an error becomes a line on stderr and an exit code."""
+    """The one place where an error, or an interruption, becomes a line on stderr and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except RayferryError as error:
-            for line in (*str(error).splitlines(), *getattr(error, "__notes__", ())):
-                click.echo(f"rayferry: error: {line}", err=True)
-            ctx.exit(error.exit_code)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            ctx.exit(1)
-        except OSError as error:  # a folder that cannot be written, a disk that is full
-            click.echo(f"rayferry: error: {error}; see RAYFERRY_STATE and RAYFERRY_CACHE", err=True)
-            ctx.exit(1)
+        streams.open_missing()
+        with signals.handled():
+            try:
+                return super().invoke(ctx)
+            except KeyboardInterrupt as error:
+                signals.end_at_once()
+                streams.note(f"rayferry: {signals.words_of(error)}")
+                ctx.exit(signals.EXIT_INTERRUPTED)
+            except RayferryError as error:
+                for line in (*str(error).splitlines(), *getattr(error, "__notes__", ())):
+                    streams.note(f"rayferry: error: {line}")
+                ctx.exit(error.exit_code)
+            except click.ClickException as error:
+                streams.note(_as_shown(error))
+                ctx.exit(error.exit_code)
+            except OSError as error:  # a folder that cannot be written, a disk that is full
+                streams.note(f"rayferry: error: {error}; see RAYFERRY_STATE and RAYFERRY_CACHE")
+                ctx.exit(1)
+
+
+def _as_shown(error: click.ClickException) -> str:
+    """What click itself would print of it."""
+    said = io.StringIO()
+    error.show(said)
+    return said.getvalue().rstrip("\n")
 
 
 @click.group(cls=_Boundary, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -108,7 +124,7 @@ def submit(
     submission_id = submission_id or request.new_submission_id(spec.name)
     cluster, sent = launch.submit(spec, place, submission_id, skip, earlier)
     if no_wait:
-        report.note(f"follow it: rayferry logs -f {submission_id}")
+        report.note(f"follow it: {place.command(f'logs -f {submission_id}')}")
         if as_json:
             report.json_datum({"submission_id": submission_id, "output_uri": sent.output_uri})
         else:
@@ -158,7 +174,7 @@ def check(
 
 
 @main.command()
-@click.argument("job_or_uri", metavar="ID|URI")
+@job_or_uri_argument
 @address_option
 @click.option("--new-input", is_flag=True, help="Answer files that came since, too.")
 @click.option("--retry-failed", is_flag=True, help="Try the rows in errors/ again, too.")
@@ -192,14 +208,15 @@ def resume(
 
         job = Cluster(place).info(job_or_uri)
         if not job.is_over:
-            msg = f"{job_or_uri} is {job.status}: nothing is to be resumed; follow it: rayferry logs -f {job_or_uri}"
+            follow_it = place.command(f"logs -f {quote(job_or_uri)}")
+            msg = f"{job_or_uri} is {job.status}: nothing is to be resumed; follow it: {follow_it}"
             raise RayferryError(msg)
         over, found = (job_or_uri,), job.output_uri
         if found is None:
             msg = f"{job_or_uri} is no run of Rayferry's: it has no output URI"
             raise SpecError(msg)
         uri = found
-    spec = collect.read_spec(uri)
+    spec = collect.read_spec(uri, place.command)
     submission_id = request.new_submission_id(spec.name)
     earlier = Earlier(resume=True, new_input=new_input, retry_failed=retry_failed, over=over)
     cluster, _ = launch.submit(spec, place, submission_id, skip, earlier)

@@ -3,13 +3,22 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from shlex import quote
 
 import click
 
 from rayferry.job.errors import RayferryError
-from rayferry.submit.cli_shared import Flags, address_option, cluster_of, json_option, seconds_of, timeout_option
-
-job_or_uri_argument = click.argument("job_or_uri", metavar="ID|URI")
+from rayferry.submit.cli_shared import (
+    Flags,
+    address_option,
+    cluster_of,
+    job_id_argument,
+    job_or_uri_argument,
+    json_option,
+    seconds_of,
+    seconds_to_wait,
+    timeout_option,
+)
 
 
 @contextmanager
@@ -33,7 +42,7 @@ def status(job_or_uri: str, address: Flags, as_json: bool) -> None:
     from rayferry.submit import report
 
     if "/" in job_or_uri:
-        _status_by_uri(job_or_uri, as_json=as_json)
+        _status_by_uri(job_or_uri, address, as_json=as_json)
         return
     with _or_by_uri("status"):
         info = cluster_of(address).info(job_or_uri)
@@ -47,10 +56,10 @@ def status(job_or_uri: str, address: Flags, as_json: bool) -> None:
     report.datum(info.status)
 
 
-def _status_by_uri(uri: str, *, as_json: bool) -> None:
+def _status_by_uri(uri: str, address: Flags, *, as_json: bool) -> None:
     from rayferry.submit import collect, report
 
-    run = collect.ended(uri)
+    run = collect.ended(uri, address.command)
     if as_json:
         report.json_datum(run)
         return
@@ -74,7 +83,7 @@ def logs(job_or_uri: str, address: Flags, following: bool, tail: int | None, raw
 
     timeout_s = seconds_of(timeout)
     if "/" in job_or_uri:
-        log = _log_by_uri(job_or_uri, following=following)
+        log = _log_by_uri(job_or_uri, address, following=following)
     else:
         with _or_by_uri("logs"):
             cluster = cluster_of(address)
@@ -94,24 +103,31 @@ def logs(job_or_uri: str, address: Flags, following: bool, tail: int | None, raw
         report.datum(line)
 
 
-def _log_by_uri(uri: str, *, following: bool) -> str:
+def _log_by_uri(uri: str, address: Flags, *, following: bool) -> str:
     from rayferry.submit import collect
 
     if following:
         msg = "-f needs the cluster, and so the job's id: what lies under an output URI is a copy of the log"
         raise click.UsageError(msg)
-    return collect.read_log(uri)
+    return collect.read_log(uri, address.command)
 
 
 @click.command()
-@click.argument("submission_id")
+@job_id_argument
 @address_option
-@click.option("--timeout", default=60.0, show_default=True, help="Seconds to wait for the end.")
-def stop(submission_id: str, address: Flags, timeout: float) -> None:
+@click.option(
+    "--timeout",
+    metavar="TIME",
+    default="60s",
+    show_default=True,
+    help="Wait no longer than this for the end, such as 90s or 2m; 0: not at all.",
+)
+def stop(submission_id: str, address: Flags, timeout: str) -> None:
     """Stop a job and wait until it is over."""
     from rayferry.submit import launch, report
 
-    report.datum(launch.stop(cluster_of(address), submission_id, timeout).status)
+    timeout_s = seconds_to_wait(timeout)
+    report.datum(launch.stop(cluster_of(address), submission_id, timeout_s).status)
 
 
 @click.command("list")
@@ -147,7 +163,7 @@ def result(job_or_uri: str, address: Flags, as_json: bool) -> None:
         with _or_by_uri("result"):
             info = cluster_of(address).info(job_or_uri)
         if not info.is_over:
-            msg = f"{job_or_uri} is {info.status}; wait for it: rayferry logs -f {job_or_uri}"
+            msg = f"{job_or_uri} is {info.status}; wait for it: {address.command(f'logs -f {quote(job_or_uri)}')}"
             raise RayferryError(msg)
         uri = info.output_uri
     if uri is None:
@@ -157,8 +173,9 @@ def result(job_or_uri: str, address: Flags, as_json: bool) -> None:
         manifest = collect.read_manifest(uri)
     except NotThereError as error:
         if info is None:
-            raise RayferryError(_why_no_result(uri, error)) from error
-        msg = f"{job_or_uri} is {info.status}, and there is no result; see: rayferry logs {job_or_uri}"
+            raise RayferryError(_why_no_result(uri, error, address)) from error
+        see = address.command(f"logs {quote(job_or_uri)}")
+        msg = f"{job_or_uri} is {info.status}, and there is no result; see: {see}"
         raise RayferryError(msg) from error
     if "/" not in job_or_uri and manifest["submission_id"] != job_or_uri:
         msg = f"{uri} holds the answers of {manifest['submission_id']}, not of {job_or_uri}"
@@ -170,7 +187,7 @@ def result(job_or_uri: str, address: Flags, as_json: bool) -> None:
         report.datum(uri)
 
 
-def _why_no_result(uri: str, error: RayferryError) -> str:
+def _why_no_result(uri: str, error: RayferryError, address: Flags) -> str:
     from rayferry.submit import collect
     from rayferry.submit.s3 import NotThereError
 
@@ -179,8 +196,8 @@ def _why_no_result(uri: str, error: RayferryError) -> str:
     except NotThereError:
         run = {"status": "RUNNING"}
     if run["status"] == "RUNNING":
-        return f"{error}; the job is not done (see: rayferry list), or its output URI is another"
-    return f"{run['submission_id']} is {run['status']}, and there is no result; see: rayferry logs {uri}"
+        return f"{error}; the job is not done (see: {address.command('list')}), or its output URI is another"
+    return f"{run['submission_id']} is {run['status']}, and there is no result; see: rayferry logs {quote(uri)}"
 
 
 @click.command()

@@ -4,7 +4,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -20,6 +20,13 @@ _VALUE = re.compile(r"[\x21-\x7e\xa0-\xff]([\t\x20-\x7e\xa0-\xff]*[\x21-\x7e\xa0
 _COOKIE_VALUE = re.compile(
     r"[\x21\x23-\x2b\x2d-\x3a\x3c-\x5b\x5d-\x7e]*"
 )  # RFC 6265: no blank, quote, comma, semicolon
+# What HTTP itself says with each request; a second one makes it hang, or go astray.
+_OF_HTTP = {
+    *("connection", "content-encoding", "content-length", "content-type", "expect", "host", "keep-alive"),
+    *("proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"),
+}
+_SHOWS_IDS = "the command `list` shows those there are"
+_MAX_ID = 240  # with what Ray puts around it, a file's name of 255
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -49,8 +56,9 @@ class _Secrets(click.ParamType):  # type: ignore[type-arg]
 
     name = "JSON"
 
-    def __init__(self, value: "re.Pattern[str]") -> None:
+    def __init__(self, value: "re.Pattern[str]", reserved: Collection[str] = ()) -> None:
         self._value = value
+        self._reserved = reserved
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Mapping[str, str]:
         if isinstance(value, Mapping):
@@ -66,7 +74,36 @@ class _Secrets(click.ParamType):  # type: ignore[type-arg]
         for number, (name, secret) in enumerate(found.items(), 1):
             if not _NAME.fullmatch(name) or not self._value.fullmatch(secret):
                 self.fail(f"entry {number}{place} has a character that HTTP does not allow there", param, ctx)
+            if name.lower() in self._reserved or (self._reserved and name.lower().startswith("sec-websocket-")):
+                self.fail(f"{name}{place} is set by HTTP itself, request by request; leave it out", param, ctx)
         return found
+
+
+class _JobId(click.ParamType):  # type: ignore[type-arg]
+    """A job's id, whoever chose it. Ray takes nearly everything, and makes a file's name of it."""
+
+    name = "ID"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        if "://" in text or text.startswith("/"):
+            self.fail(f"{text!r} is a URI, and this needs the job's id; {_SHOWS_IDS}", param, ctx)
+        if text.strip() in {"", ".", ".."} or "/" in text or not text.isprintable() or len(text) > _MAX_ID:
+            self.fail(f"{text!r} cannot be the id of a job; {_SHOWS_IDS}", param, ctx)
+        return text
+
+
+class _JobIdOrUri(_JobId):
+    """A job's id, or what has a slash: its output URI."""
+
+    name = "ID|URI"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return str(value) if "/" in str(value) else super().convert(value, param, ctx)
+
+
+job_id_argument = click.argument("submission_id", type=_JobId())
+job_or_uri_argument = click.argument("job_or_uri", metavar="ID|URI", type=_JobIdOrUri())
 
 
 @dataclass(frozen=True)
@@ -87,6 +124,24 @@ class Flags:
     cookies: Mapping[str, str] = field(default_factory=dict, repr=False)
     cluster: Path | None = None
 
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The same on a further command's line, without the secrets."""
+        said: list[str] = []
+        if self.url is not None:
+            said += ["--address", self.url]
+        if self.cluster is not None:
+            said += ["--cluster", str(self.cluster)]
+        if self.verify is not True:
+            said += ["--verify", str(self.verify) if self.verify else "false"]
+        return tuple(said)
+
+    def command(self, words: str) -> str:
+        """A command to go on with, about the same cluster, as it may be copied to a shell."""
+        from rayferry.submit.config import command
+
+        return command(words, self.options)
+
 
 _ADDRESS_OPTIONS = (
     click.option("--address", metavar="URL", help="The cluster's dashboard, such as http://127.0.0.1:8265."),
@@ -104,7 +159,7 @@ _ADDRESS_OPTIONS = (
     ),
     click.option(
         "--headers",
-        type=_Secrets(_VALUE),
+        type=_Secrets(_VALUE, _OF_HTTP),
         envvar="RAY_JOB_HEADERS",
         help="HTTP headers to send, a JSON object; or RAY_JOB_HEADERS.",
     ),
@@ -158,7 +213,10 @@ def address_of(flags: Flags, job_file: str | None = None) -> "Address":
         opened = tunnel.tunnel(tunnel.find_head(flags.cluster))
         url = click.get_current_context().with_resource(opened)
         chosen = resolve_address(url, job_file, os.environ, "--cluster")
-    return replace(chosen, verify=flags.verify, headers=flags.headers, cookies=flags.cookies)
+    options = flags.options
+    if chosen.source == "the job file":  # which a further command does not know
+        options = ("--address", chosen.url, *options)
+    return replace(chosen, verify=flags.verify, headers=flags.headers, cookies=flags.cookies, options=options)
 
 
 def cluster_of(flags: Flags) -> "Cluster":
@@ -185,6 +243,12 @@ def seconds_of(timeout: str | None) -> float | None:
     except ValueError as error:
         msg = f"--timeout {timeout!r}: {error}"
         raise SpecError(msg) from error
+
+
+def seconds_to_wait(timeout: str) -> float:
+    """The same where a number alone means seconds, and none at all means not to wait."""
+    is_number = re.fullmatch(r"\d+(\.\d+)?", timeout) is not None
+    return 0.0 if is_number and not float(timeout) else seconds_of(f"{timeout}s" if is_number else timeout) or 0.0
 
 
 def earlier_option(command: Callable[P, R]) -> Callable[..., R]:

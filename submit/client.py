@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import quote
 
 from rayferry.job.placement import Node, can_grow
 from rayferry.submit.config import Address
@@ -64,7 +65,12 @@ class JobInfo:
 
 
 class Cluster:
-    """One cluster's Jobs API. Every method raises `ClusterError` in plain words, and nothing else."""
+    """One cluster's Jobs API. Every method raises `ClusterError` in plain words, and nothing else.
+
+    Attributes:
+        url: the dashboard's.
+        command: see `Address.command`.
+    """
 
     def __init__(self, address: Address | str) -> None:
         """Connects.
@@ -76,8 +82,10 @@ class Cluster:
             UnreachableError: nothing answers there.
             ClusterError: something else than a Ray dashboard answers, or it refuses.
         """
-        self._transport = Transport(Address(address, "") if isinstance(address, str) else address)
-        self.url = self._transport.url
+        address = Address(address, "") if isinstance(address, str) else address
+        self._transport = Transport(address)
+        self.url = address.url
+        self.command = address.command
 
     def version(self) -> dict[str, str]:
         """`ray_version`, `session_name`, and where the cluster tells it `python_version`."""
@@ -158,7 +166,7 @@ class Cluster:
     def _not_known(self, submission_id: str) -> "NotKnownError":
         return NotKnownError(
             f"{self.url} does not answer any more, and whether {submission_id} was started is not known; "
-            f"see: rayferry status {submission_id}, or send it again with --submission-id {submission_id}"
+            f"see: {self.command(f'status {submission_id}')}, or send it again with --submission-id {submission_id}"
         )
 
     def info(self, submission_id: str) -> JobInfo:
@@ -167,7 +175,7 @@ class Cluster:
         Raises:
             NoSuchJobError: the cluster has no job of this id.
         """
-        found = self._transport.ask(lambda: self._transport.sdk.get_job_info(submission_id), submission_id)
+        found = self._transport.ask(lambda: self._transport.sdk.get_job_info(_quoted(submission_id)), submission_id)
         return _job_info(found)
 
     def jobs(self) -> list[JobInfo]:
@@ -178,7 +186,9 @@ class Cluster:
     def logs(self, submission_id: str) -> str:
         """The whole driver log."""
         try:
-            return str(self._transport.ask(lambda: self._transport.sdk.get_job_logs(submission_id), submission_id))
+            return str(
+                self._transport.ask(lambda: self._transport.sdk.get_job_logs(_quoted(submission_id)), submission_id)
+            )
         except ClusterError as error:
             if "UnicodeDecodeError" not in str(error.__cause__):
                 raise
@@ -186,19 +196,26 @@ class Cluster:
 
     def _logs_as_bytes(self, submission_id: str) -> str:
         """The same by another way: the Jobs API gives nothing at all of a log that has one bad byte."""
-        job = self._transport.ask(lambda: self._transport.sdk.get_job_info(submission_id), submission_id)
-        path = f"/api/v0/logs/file?node_id={job.driver_node_id}&filename=job-driver-{submission_id}.log&lines=-1"
+        job = self._transport.ask(lambda: self._transport.sdk.get_job_info(_quoted(submission_id)), submission_id)
+        path = (
+            f"/api/v0/logs/file?node_id={job.driver_node_id}&filename=job-driver-{_quoted(submission_id)}.log&lines=-1"
+        )
         content = self._transport.get(path, read=lambda answer: answer.content)
         with io.TextIOWrapper(io.BytesIO(content), "utf-8", errors="replace") as text:
             return text.read()  # line ends as the Jobs API has them
 
     def tail(self, submission_id: str) -> AsyncIterator[str]:
         """The driver log from its first byte on, for as long as the connection holds. Its end proves nothing."""
-        return self._transport.sdk.tail_job_logs(submission_id)
+        return self._transport.sdk.tail_job_logs(_quoted(submission_id))
 
     def stop(self, submission_id: str) -> None:
         """Asks the job to end. It has not ended when this returns."""
-        self._transport.ask(lambda: self._transport.sdk.stop_job(submission_id), submission_id)
+        self._transport.ask(lambda: self._transport.sdk.stop_job(_quoted(submission_id)), submission_id)
+
+
+def _quoted(submission_id: str) -> str:
+    """An id as a part of a URL: Ray's client puts it in as it is."""
+    return quote(submission_id, safe="")
 
 
 def _is_of_this_machine(ip: str) -> bool:

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from rayferry.job.layout import Layout
 from rayferry.job.pipeline import MASKED
 from rayferry.job.spec import JobSpec, parse
 from rayferry.submit import report, s3
+from rayferry.submit.config import command
 
 if TYPE_CHECKING:
     from rayferry.submit.client import JobInfo
@@ -49,8 +50,8 @@ def read_outcome(output_uri: str) -> dict[str, Any]:
     return _record(Layout(output_uri).outcome_uri, "outcome")
 
 
-def read_spec(output_uri: str) -> JobSpec:
-    """The job file of the run under an output URI, to go on with it.
+def read_spec(output_uri: str, command: Callable[[str], str] = command) -> JobSpec:
+    """The job file of the run under an output URI, to go on with it; `command` makes one about the same cluster.
 
     Raises:
         NotThereError: no run began there.
@@ -63,7 +64,7 @@ def read_spec(output_uri: str) -> JobSpec:
     if MASKED in env.env_vars.values() or env.py_modules or env.files:
         msg = (
             f"{uri} has no values of env_vars, and no files of yours (py_modules, files); "
-            "go on with the job file itself: rayferry submit JOB.yaml --resume"
+            f"go on with the job file itself: {command('submit JOB.yaml --resume')}"
         )
         raise RayferryError(msg)
     return spec
@@ -82,8 +83,8 @@ def _record(uri: str, what: str) -> dict[str, Any]:
     return record
 
 
-def ended(output_uri: str) -> dict[str, Any]:
-    """How the run under an output URI ended, as S3 alone tells it.
+def ended(output_uri: str, command: Callable[[str], str] = command) -> dict[str, Any]:
+    """How the run under an output URI ended, as S3 alone tells it; `command` makes one about its cluster.
 
     A manifest outweighs an outcome, but for a run that ended with too many errors: it leaves both.
 
@@ -102,7 +103,7 @@ def ended(output_uri: str) -> dict[str, Any]:
         manifest = read_manifest(uri)
     except s3.NotThereError as error:
         if outcome is None or outcome["status"] == "RUNNING":
-            raise RayferryError(_unknown(uri, outcome)) from error
+            raise RayferryError(_unknown(uri, outcome, command)) from error
         record = outcome
     else:
         record = {**manifest, "status": "SUCCEEDED", "exit_code": 0, "error": None}
@@ -113,7 +114,7 @@ def ended(output_uri: str) -> dict[str, Any]:
     return {name: record.get(name) for name in names} | {"output_uri": uri}
 
 
-def _unknown(uri: str, outcome: dict[str, Any] | None) -> str:
+def _unknown(uri: str, outcome: dict[str, Any] | None, command: Callable[[str], str]) -> str:
     layout = Layout(uri)
     told = []
     for told_uri in (layout.driver_log_uri, layout.progress_uri):
@@ -121,11 +122,12 @@ def _unknown(uri: str, outcome: dict[str, Any] | None) -> str:
             told.append(f"{told_uri.rpartition('/')[2]} was last written {report.clock(s3.modified_ms(told_uri))}")
     name = outcome["submission_id"] if outcome else "ID"
     what = f"{name} was running when last heard of" if outcome else "no outcome is there"
-    return f"{uri}: unknown from here: {'; '.join([what, *told])}; while the cluster is up: rayferry status {name}"
+    see = command(f"status {name}")
+    return f"{uri}: unknown from here: {'; '.join([what, *told])}; while the cluster is up: {see}"
 
 
-def read_log(output_uri: str) -> str:
-    """The copy of the driver's log under an output URI.
+def read_log(output_uri: str, command: Callable[[str], str] = command) -> str:
+    """The copy of the driver's log under an output URI; `command` makes one about the cluster.
 
     Raises:
         RayferryError: there is none, or it cannot be read from here.
@@ -134,7 +136,7 @@ def read_log(output_uri: str) -> str:
     try:
         return s3.read_bytes(uri).decode(errors="replace")
     except s3.NotThereError as error:
-        msg = f"{error}; the job has not come so far, or never did; while the cluster is up: rayferry logs ID"
+        msg = f"{error}; the job has not come so far, or never did; while the cluster is up: {command('logs ID')}"
         raise s3.NotThereError(msg) from error
 
 
@@ -191,7 +193,7 @@ def preview(uri: str, num_rows: int) -> pa.Table:
         if left <= 0:
             break
         try:
-            tables.append(pq.read_table(io.BytesIO(s3.read_bytes(path))).slice(0, left))
+            tables.append(_first_rows(s3.read_bytes(path), left))
         except pa.ArrowException as error:
             msg = f"{path}: not a Parquet file that can be read: {error}"
             raise s3.StorageError(msg) from error
@@ -200,3 +202,15 @@ def preview(uri: str, num_rows: int) -> pa.Table:
     except pa.ArrowException as error:
         msg = f"{uri}: its files do not fit together: {error}; give one of them"
         raise s3.StorageError(msg) from error
+
+
+def _first_rows(content: bytes, num_rows: int) -> pa.Table:
+    """The beginning of a Parquet file, read in this thread: Arrow's own may abort a process that ends soon."""
+    batches: list[pa.RecordBatch] = []
+    with pq.ParquetFile(io.BytesIO(content), pre_buffer=False) as file:
+        for batch in file.iter_batches(batch_size=num_rows, use_threads=False):
+            batches.append(batch)
+            if sum(one.num_rows for one in batches) >= num_rows:
+                break
+        empty = file.schema_arrow.empty_table()
+    return pa.Table.from_batches(batches).slice(0, num_rows) if batches else empty

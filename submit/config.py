@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -29,6 +30,7 @@ class Address:
         verify: check the server's certificate; False for not, or the path of the certificates to trust.
         headers: sent with every request. Secrets: not shown.
         cookies: likewise.
+        options: what a further command needs on its line to find the same cluster.
     """
 
     url: str
@@ -37,11 +39,21 @@ class Address:
     verify: bool | str = True
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     cookies: Mapping[str, str] = field(default_factory=dict, repr=False)
+    options: tuple[str, ...] = ()
+
+    def command(self, words: str) -> str:
+        """A command to go on with, about the same cluster, as it may be copied to a shell; see `command`."""
+        return command(words, self.options)
 
     @property
     def is_loopback(self) -> bool:
         """True if the cluster's head is this machine, as far as its address tells."""
         return is_loopback(self.url)
+
+
+def command(words: str, options: Sequence[str] = ()) -> str:
+    """`rayferry` with these words, which are quoted, and these options, which are not yet."""
+    return " ".join(["rayferry", words, *map(shlex.quote, options)])
 
 
 def is_loopback(url: str) -> bool:
@@ -75,11 +87,14 @@ def resolve_address(
 
     Raises:
         NoClusterError: none is given.
-        SpecError: it is not an http(s) address.
+        SpecError: it is not an http(s) address, or the flag is empty.
     """
+    if flag is not None and not flag.strip():
+        msg = f"{flag_name} is empty; give the dashboard's address, such as http://HEAD:8265, or leave it out"
+        raise SpecError(msg)
     said = [(flag_name, flag), ("the job file", job_file)]
     said += [(name, environ.get(name)) for name in ADDRESS_VARIABLES]
-    given = [(source, url.rstrip("/")) for source, url in said if url]
+    given = [(source, _normal(url)) for source, url in said if url]
     if not given:
         msg = (
             "no cluster: give --address http://HEAD:8265, set RAY_API_SERVER_ADDRESS, "
@@ -87,21 +102,46 @@ def resolve_address(
         )
         raise NoClusterError(msg)
     source, url = given[0]
+    _check(source, url)
+    others = [f"{name}={without_password(other)}" for name, other in given[1:] if other != url]
+    note = f"{source} wins over {', '.join(others)}" if others and source in {flag_name, "the job file"} else ""
+    return Address(url, source, note)
+
+
+def _normal(url: str) -> str:
+    """An address with a lower-case scheme, and no slash at its end."""
+    scheme, sign, rest = url.strip().partition("://")
+    return (scheme.lower() + sign + rest).rstrip("/")
+
+
+def _check(source: str, url: str) -> None:
+    """Refuses what is no address of a Jobs API.
+
+    Raises:
+        SpecError: naming who said it, and nothing of a password in it.
+    """
     try:
         parts = urlsplit(url)
-        is_http = parts.scheme in {"http", "https"} and bool(parts.hostname)
+        is_http = parts.scheme in {"http", "https"} and bool(parts.hostname) and not re.search(r"\s", url)
     except ValueError:  # such as a bracket that is not closed
         is_http = False
     if not is_http:
         shown = repr(mask(url))
         msg = f"{source}: {shown} is not the address of a Jobs API; write http://HEAD:8265 (the dashboard's address)"
         raise SpecError(msg)
-    if "@" in parts.netloc or parts.query or parts.fragment:
+    if "@" in parts.netloc:
         msg = f"{source}: an address has no place for a password or a token; give http://HEAD:8265 alone"
         raise SpecError(msg)
-    others = [f"{name}={without_password(other)}" for name, other in given[1:] if other != url]
-    note = f"{source} wins over {', '.join(others)}" if others and source in {flag_name, "the job file"} else ""
-    return Address(url, source, note)
+    if parts.query or parts.fragment or url.endswith(("?", "#")):
+        msg = f"{source}: an address ends before any '?' or '#'; give {without_password(url)} alone"
+        raise SpecError(msg)
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if port == 0 or parts.netloc.endswith(":"):
+        msg = f"{source}: {url!r}: a port is a number from 1 to 65535, such as in http://HEAD:8265"
+        raise SpecError(msg)
 
 
 def state_folder() -> Path:

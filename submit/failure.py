@@ -1,14 +1,18 @@
 """Why a job failed: whose matter it is, the root line, the log's last lines, and what to do next."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from shlex import quote
 
 from rayferry.job.layout import Layout
 from rayferry.job.log import MARK
 from rayferry.submit.client import JobInfo
+from rayferry.submit.config import command
 
 _MAX_LINES = 6
 _MAX_CHARS = 240
+_MIN_CHARS = 20
 _KILLED = {137, -9}
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 # `ValueError: x` or `ray.exceptions.RayActorError`, at a line's beginning or after Ray's `(name pid=1)`.
@@ -17,13 +21,19 @@ _NOTHING = re.compile(r"^(Traceback \(most recent call last\):|[\s^~]*)$")
 _OF_A_TRACEBACK = re.compile(r"^(\s|The above exception was the direct cause|During handling of the above)")
 
 
+# Ray calls it "unschedulable" too when a node has room, but cannot start a worker in the job's environment.
+_NO_WORKER = re.compile(
+    r"worker startup failed|runtime[_ ]env(?:ironment)?\b.*\bfail|failed\b.*\bruntime[_ ]env", re.IGNORECASE
+)
+
+
 @dataclass(frozen=True)
 class Failure:
     """A class of failures.
 
     Attributes:
         name: user, environment, cluster or capacity.
-        words: whose matter it is, and the next step.
+        words: whose matter it is, and the next step; {list_all} is the command that lists all jobs.
     """
 
     name: str
@@ -46,7 +56,7 @@ _CLUSTER = Failure(
 _CAPACITY = Failure(
     "capacity",
     "the cause is the cluster's capacity, not your job: it found no room to start in time; wait for other jobs "
-    "(rayferry list --all) or add nodes, and submit it again",
+    "({list_all}) or add nodes, and submit it again",
 )
 # Source: `JobErrorType` in ray/dashboard/modules/job/common.py (Ray 2.60); an older Ray has fewer of them, or none.
 _BY_ERROR_TYPE = {
@@ -77,6 +87,8 @@ def sort(info: JobInfo) -> Failure | None:
         return None
     if info.exit_code in _KILLED:  # from outside: mostly for want of memory
         return _CLUSTER
+    if info.exit_code is None and _NO_WORKER.search(info.message):
+        return _ENVIRONMENT
     if info.error_type in _BY_ERROR_TYPE:
         return _BY_ERROR_TYPE[info.error_type]
     if info.exit_code is not None:
@@ -101,23 +113,30 @@ def root_first(text: str) -> list[str]:
         others = [line for line in others if not _OF_A_TRACEBACK.match(line)]  # the driver's, which leads to this root
     elif raised := [found[1] for line in lines if (found := _RAISED.match(line))]:
         root = raised[-1]
-    last = [line[:_MAX_CHARS] for line in others if root is None or not line.endswith(root)][-_MAX_LINES:]
+    last = [line[:_MAX_CHARS] for line in others if root is None or not _tells(root, line)][-_MAX_LINES:]
     return last if root is None else [root, *last]
 
 
-def explain(info: JobInfo, log: str) -> list[str]:
+def _tells(root: str, line: str) -> bool:
+    """True if the root line says all that a line does: a reason of several lines is one line in it."""
+    whole, part = " ".join(root.split()), " ".join(line.split())
+    return part.endswith(whole) or whole[:_MAX_CHARS] in part or (len(part) >= _MIN_CHARS and part in whole)
+
+
+def explain(info: JobInfo, log: str, command: Callable[[str], str] = command) -> list[str]:
     """A failed job in lines for people: whose matter, the root line, the last lines, where the whole log is.
 
     Args:
         info: the job.
         log: the driver's log, or "" if it cannot be had.
+        command: makes a command about the same cluster.
     """
     failure = sort(info)
-    lines = [f"  {failure.words}"] if failure else []
+    lines = [f"  {failure.words.format(list_all=command('list --all'))}"] if failure else []
     if info.exit_code in _KILLED:
         lines.append(f"  the driver was killed (exit code {info.exit_code}), mostly for want of memory")
     # if it did not come to the driver's end, Ray knows why
     by_log, by_ray = root_first(log), root_first(info.message)
     lines += [f"  {line}" for line in ((by_ray or by_log) if info.exit_code is None else (by_log or by_ray))]
     copy = f" or {Layout(info.output_uri).driver_log_uri}" if info.output_uri else ""
-    return [*lines, f"the whole log: rayferry logs --raw {info.submission_id}{copy}"]
+    return [*lines, f"the whole log: {command(f'logs --raw {quote(info.submission_id)}')}{copy}"]

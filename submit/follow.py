@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from shlex import quote
 from typing import Protocol
 
 from rayferry.job.errors import RayferryError
@@ -40,6 +41,9 @@ class WaitedError(RayferryError):
 
 class Followed(Protocol):
     """What `follow` needs of a cluster."""
+
+    def command(self, words: str, /) -> str:
+        """A command about it."""
 
     def info(self, submission_id: str) -> JobInfo:
         """The job."""
@@ -164,7 +168,8 @@ def follow(  # noqa: PLR0913  # each of them a choice of the caller's
                 if info.is_over:
                     break
             if end is not None and time.monotonic() >= end:
-                msg = f"{submission_id} is not over after {timeout_s:g} s; go on with: rayferry logs -f {submission_id}"
+                go_on = cluster.command(f"logs -f {quote(submission_id)}")
+                msg = f"{submission_id} is not over after {timeout_s:g} s; go on with: {go_on}"
                 raise WaitedError(msg)
             _drain(pieces, lines, next(pauses))
     finally:
@@ -202,7 +207,8 @@ class _Contact:
             raise LostContactError(msg) from error
         except ClusterError as error:  # a refusal too: the job may well go on
             if time.monotonic() - self._answered > self._lost_after_s:
-                msg = f"lost contact with {name}: {error}; go on with: rayferry logs -f {name}"
+                go_on = self._cluster.command(f"logs -f {quote(name)}")
+                msg = f"lost contact with {name}: {error}; go on with: {go_on}"
                 raise LostContactError(msg) from error
             return None
         self._answered, self._known = time.monotonic(), True

@@ -1,12 +1,11 @@
 """From a job to its result: preflight, submission, following, collecting."""
 
-import signal
 import sys
 import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
-from types import FrameType
+from shlex import quote
 from typing import Any
 
 from rayferry.job.earlier import NOTHING_EARLIER, Earlier
@@ -19,12 +18,15 @@ from rayferry.submit.config import Address
 from rayferry.submit.follow import every_line, follow, our_lines
 from rayferry.submit.preflight import PreflightError, preflight, require
 from rayferry.submit.request import SubmitRequest, build_request
+from rayferry.submit.signals import EXIT_INTERRUPTED, Terminated, if_interrupted
 from rayferry.submit.transport import ClusterError, UnreachableError
 
-EXIT_DETACHED = 130
 STOP_TIMEOUT_S = 60.0
 _SECOND_CTRL_C_S = 2.0
 _POLL_S = 0.3
+_ASKED = "was asked to stop"
+# Source: `JobManager._monitor_job_internal` and `stop_job` in ray/dashboard/modules/job/job_manager.py (Ray 2.60).
+_START_TIMEOUT = "RAY_JOB_START_TIMEOUT_SECONDS on its head, 15 minutes by default"
 _WORDS = {
     "FAILED": "failed",
     "STOPPED": "was stopped",
@@ -60,19 +62,17 @@ def submit(
         clusters.append(Cluster(address))
         return clusters[0]
 
-    probes = preflight(spec, address, connect, request.package, skip, may_hold=earlier.may_hold)
-    require(probes)
-    for probe in probes:
-        if probe.outcome == "unknown":
-            report.note(f"not checked: {probe.text}")
-    cluster = clusters[0] if clusters else connect()
-    _check_alone(cluster, spec, submission_id)
-    try:
-        with catching_sigterm():
-            cluster.submit(request)
-    except KeyboardInterrupt:
-        report.note(f"\ninterrupted while submitting: see whether it was started: rayferry status {submission_id}")
-        sys.exit(EXIT_DETACHED)
+    with if_interrupted(f"interrupted before {submission_id} was submitted"):
+        probes = preflight(spec, address, connect, request.package, skip, may_hold=earlier.may_hold)
+        require(probes)
+        for probe in probes:
+            if probe.outcome == "unknown":
+                report.note(f"not checked: {probe.text}")
+        cluster = clusters[0] if clusters else connect()
+        _check_alone(cluster, spec, submission_id)
+    see = address.command(f"status {quote(submission_id)}")
+    with if_interrupted(f"interrupted while submitting: see whether it was started: {see}"):
+        cluster.submit(request)
     report.note(f"submitted {submission_id} to {address.url}")
     return cluster, request
 
@@ -87,26 +87,9 @@ def _check_alone(cluster: Cluster, spec: JobSpec, submission_id: str) -> None:
     for job in cluster.jobs():
         name = job.submission_id
         if job.output_uri == output_uri and not job.is_over and name != submission_id:
-            msg = f"{output_uri}: {name} is writing there; follow it: rayferry logs -f {name}, or stop it first"
+            follow_it = cluster.command(f"logs -f {quote(name)}")
+            msg = f"{output_uri}: {name} is writing there; follow it: {follow_it}, or stop it first"
             raise PreflightError(msg)
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM came."""
-
-
-@contextmanager
-def catching_sigterm() -> Iterator[None]:
-    """Lets SIGTERM be caught as Ctrl-C is, inside the block."""
-
-    def raise_terminated(_number: int, _frame: FrameType | None) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, raise_terminated)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @dataclass(frozen=True)
@@ -137,7 +120,7 @@ def wait(cluster: Cluster, submission_id: str, watch: Watch = Watch()) -> int:  
         WaitedError: the job is not over after `watch.timeout_s`.
     """
     info = to_its_end(cluster, submission_id, watch)
-    return EXIT_DETACHED if info is None else conclude(cluster, info, as_json=watch.as_json)
+    return EXIT_INTERRUPTED if info is None else conclude(cluster, info, as_json=watch.as_json)
 
 
 def to_its_end(cluster: Cluster, submission_id: str, watch: Watch) -> JobInfo | None:
@@ -154,40 +137,38 @@ def to_its_end(cluster: Cluster, submission_id: str, watch: Watch) -> JobInfo | 
     """
     only = every_line if watch.raw else our_lines
     try:
-        with catching_sigterm():
-            return follow(
-                cluster, submission_id, report.note, _tell_status, only=only, timeout_s=watch.timeout_s, tail=watch.tail
-            )
+        return follow(
+            cluster, submission_id, report.note, _tell_status, only=only, timeout_s=watch.timeout_s, tail=watch.tail
+        )
     except Terminated:
-        _detach(submission_id)
+        _detach(cluster, submission_id)
         return None
     except KeyboardInterrupt:
         return _second_thoughts(cluster, submission_id)
 
 
-def _detach(submission_id: str) -> None:
+def _detach(cluster: Cluster, submission_id: str) -> None:
     report.note(
-        f"\ndetached: {submission_id} goes on. Follow it: rayferry logs -f {submission_id}\n"
-        f"Stop it: rayferry stop {submission_id}"
+        f"\ndetached: {submission_id} goes on. Follow it: {cluster.command(f'logs -f {quote(submission_id)}')}\n"
+        f"Stop it: {cluster.command(f'stop {quote(submission_id)}')}"
     )
 
 
 def _second_thoughts(cluster: Cluster, submission_id: str) -> JobInfo | None:
     """Detaches; stops the job if Ctrl-C comes again at once. Gives the job's end then, else None."""
     try:
-        _detach(submission_id)
-        if not sys.stdin.isatty():  # a script's Ctrl-C comes once
-            return None
-        report.note("(Ctrl-C again within 2 s: stop it)")
-        time.sleep(_SECOND_CTRL_C_S)
+        _detach(cluster, submission_id)
+        if sys.stdin.isatty():  # a script's Ctrl-C comes once
+            report.note("(Ctrl-C again within 2 s: stop it)")
+            time.sleep(_SECOND_CTRL_C_S)
+    except Terminated:
+        return None
     except KeyboardInterrupt:
         report.note(f"\nstopping {submission_id}")
         try:
             return stop(cluster, submission_id)
         except ClusterError as error:
             report.note(str(error))
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
     return None
 
 
@@ -198,27 +179,43 @@ def stop(cluster: Cluster, submission_id: str, timeout_s: float = STOP_TIMEOUT_S
         NoSuchJobError: the cluster has no such job.
         ClusterError: it goes on, or the cluster does not tell.
     """
-    info = cluster.info(submission_id)
-    asked = False
+    see = cluster.command(f"status {quote(submission_id)}")
+    asked = "was not asked to stop"
     deadline = time.monotonic() + timeout_s
-    while not info.is_over:
-        try:
-            if not asked:
-                cluster.stop(submission_id)
-                asked = True
-            info = cluster.info(submission_id)
-        except UnreachableError:
-            if time.monotonic() > deadline:
-                raise
-        if not info.is_over and time.monotonic() > deadline:
-            msg = (
-                f"{submission_id} is still {info.status} {timeout_s:g} s after it was asked to stop; "
-                f"it may yet end (rayferry status {submission_id}), or its processes hang on the cluster"
-            )
-            raise ClusterError(msg)
-        if not info.is_over:
-            time.sleep(_POLL_S)
+    try:
+        info = cluster.info(submission_id)
+        while not info.is_over:
+            try:
+                if asked != _ASKED:
+                    asked = "may have been asked to stop"
+                    cluster.stop(submission_id)
+                    asked = _ASKED
+                info = cluster.info(submission_id)
+            except UnreachableError:
+                if time.monotonic() > deadline:
+                    raise
+            if not info.is_over and time.monotonic() > deadline:
+                raise ClusterError(_outlived(info, timeout_s, see))
+            if not info.is_over:
+                time.sleep(_POLL_S)
+    except KeyboardInterrupt as error:
+        error.add_note(f"interrupted: {submission_id} {asked}; see: {see}")
+        raise
     return info
+
+
+def _outlived(info: JobInfo, timeout_s: float, see: str) -> str:
+    """What to do about a job that would not end."""
+    name = info.submission_id
+    if info.status == "PENDING":
+        return (
+            f"{name} is still PENDING {timeout_s:g} s after it was asked to stop: Ray stops a job only once its "
+            f"supervisor has started. It ends then, or when Ray gives up starting it ({_START_TIMEOUT}); see: {see}"
+        )
+    return (
+        f"{name} is still {info.status} {timeout_s:g} s after it was asked to stop; "
+        f"it may yet end, or its processes hang on the cluster; see: {see}"
+    )
 
 
 def conclude(cluster: Cluster, info: JobInfo, *, as_json: bool = False) -> int:
@@ -302,5 +299,5 @@ def explain(cluster: Cluster, info: JobInfo) -> None:
     log = ""
     with suppress(RayferryError):
         log = cluster.logs(info.submission_id)
-    for line in failure.explain(info, log):
+    for line in failure.explain(info, log, cluster.command):
         report.note(line)

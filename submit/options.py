@@ -13,6 +13,39 @@ from rayferry.job.spec import JobSpec, parse
 from rayferry.runtime_env.user_files import check_there
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, which takes the last of two equal keys; this one refuses them."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    msg = f"the key {key.value!r} is there twice"
+                    raise yaml.composer.ComposerError("in a mapping", node.start_mark, msg, key.start_mark)
+                seen.add((key.tag, key.value))
+        return node
+
+
+def _from_yaml(text: str) -> Any:
+    return yaml.load(text, _Loader)  # noqa: S506  # it is a safe one
+
+
+def _from_json(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_without_twins)
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, if no key is in it twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        msg = f"the key {next(key for key in found if keys.count(key) > 1)!r} is there twice"
+        raise ValueError(msg)
+    return found
+
+
 def load_job(path: Path, sets: Sequence[str] = ()) -> JobSpec:
     """Reads and validates a job file.
 
@@ -30,7 +63,7 @@ def load_job(path: Path, sets: Sequence[str] = ()) -> JobSpec:
         msg = f"{path}: cannot be read: {reason}; to make a job file: rayferry init"
         raise SpecError(msg) from error
     try:
-        data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        data = _from_json(text) if path.suffix == ".json" else _from_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         msg = f"{path}: not valid {'JSON' if path.suffix == '.json' else 'YAML'}: {_reason(error)}"
         raise SpecError(msg) from error
@@ -65,7 +98,7 @@ def _assign(data: object, assignment: str) -> object:
         msg = f"--set {told}: write it as path=value, such as --set sampling.max_tokens=64"
         raise SpecError(msg)
     try:
-        value: Any = yaml.safe_load(text)
+        value: Any = _from_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         msg = f"--set {told}: the value is not valid YAML: {_reason(error)}"
         raise SpecError(msg) from error

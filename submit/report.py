@@ -1,7 +1,6 @@
 """What people see: lines on stderr, the datum on stdout, tables where there are rows."""
 
 import json
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -11,16 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from rayferry.job.log import counted
+from rayferry.submit.streams import datum, note
+
+__all__ = ["clock", "datum", "json_datum", "left_out", "note", "summary", "table"]
 
 _MAX_CELL = 300
 _WIDTH = 400
 _MAX_LEFT_OUT = 20
-
-
-def note(message: str) -> None:
-    """A line for the person, on stderr."""
-    sys.stderr.write(message + "\n")
-    sys.stderr.flush()
 
 
 def left_out(package: dict[str, Any]) -> None:
@@ -30,12 +26,6 @@ def left_out(package: dict[str, Any]) -> None:
         note(f"left out: {_visible(one['name'])}: {one['reason']}")
     if len(several) > _MAX_LEFT_OUT:
         note(f"left out: {len(several) - _MAX_LEFT_OUT:,} more; see: rayferry submit --dry-run")
-
-
-def datum(text: str) -> None:
-    """What a script reads, on stdout."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
 
 
 def json_datum(value: object) -> None:
@@ -51,7 +41,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, to_stderr
     console = Console(stderr=to_stderr, highlight=False)
     if not console.is_terminal:
         console.width = _WIDTH  # a script's grep must not meet a folded id
-    console.print(drawn)
+    with console.capture() as captured:
+        console.print(drawn)
+    (note if to_stderr else datum)(captured.get().rstrip("\n"))
 
 
 def _visible(cell: object) -> str:

@@ -1,9 +1,11 @@
 """A run over several attempts: what the cluster spoilt is tried again, what the job spoilt is not."""
 
+import shlex
 import time
 from collections.abc import Callable, Collection
 
 from rayferry.job.earlier import Earlier
+from rayferry.job.layout import Layout
 from rayferry.job.spec import JobSpec
 from rayferry.submit import failure, launch, report
 from rayferry.submit.client import Cluster
@@ -11,6 +13,7 @@ from rayferry.submit.config import Address
 from rayferry.submit.follow import LostContactError
 from rayferry.submit.pauses import growing_pauses
 from rayferry.submit.request import attempt_id
+from rayferry.submit.signals import EXIT_INTERRUPTED, if_interrupted
 from rayferry.submit.transport import ClusterError, NoSuchJobError
 
 _FIRST_PAUSE_S = 10.0
@@ -62,7 +65,7 @@ def run(  # noqa: PLR0913  # all that the command line says
             over: tuple[str, ...] = ()  # what it started on other nodes may live a little longer
         else:
             if info is None:
-                return launch.EXIT_DETACHED
+                return EXIT_INTERRUPTED
             sort = failure.sort(info)
             if is_last or sort is None or sort.name not in _CLASSES:
                 return launch.conclude(cluster, info, as_json=watch.as_json)
@@ -71,9 +74,12 @@ def run(  # noqa: PLR0913  # all that the command line says
         number += 1
         pause = next(breaks)
         following = attempt_id(submission_id, number)
-        report.note(f"attempt {number} of {spec.retry.max_attempts} in {pause:.0f} s: {following}")
-        sleep(pause)
-        cluster, _ = launch.submit(spec, address, following, skip, Earlier(resume=True, over=over))
+        go_on = address.command(f"resume {shlex.quote(Layout(spec.output.uri).output_uri)}")
+        with if_interrupted(f"go on with: {go_on}"):
+            with if_interrupted(f"interrupted before {following} was submitted"):
+                report.note(f"attempt {number} of {spec.retry.max_attempts} in {pause:.0f} s: {following}")
+                sleep(pause)
+            cluster, _ = launch.submit(spec, address, following, skip, Earlier(resume=True, over=over))
 
 
 def _has_forgotten(address: Address, name: str) -> bool:

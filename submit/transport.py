@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from http import HTTPStatus
 from pathlib import Path
+from shlex import quote
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -130,6 +131,7 @@ class Transport:
             ClusterError: something else than a Ray dashboard answers, or it refuses.
         """
         self.url = address.url
+        self._address = address
         self._verify, said = access.certificates(address.verify, os.environ if address.url.startswith("https:") else {})
         if isinstance(self._verify, str) and not Path(self._verify).exists():
             msg = f"the certificates {self._verify} ({said}) are not there; give a file that is, or unset it"
@@ -190,6 +192,11 @@ class Transport:
         except (InvalidHeader, UnicodeEncodeError):  # whose text has the value, and so maybe a secret
             msg = "a header, or the token, has a character that HTTP does not allow; look for line ends, and quotes"
             raise ClusterError(msg) from None
+        except UnicodeDecodeError as error:
+            token = access.token(os.environ)
+            raise (
+                ClusterError(token.problem) if token.is_on and token.problem else self._translate(error, what)
+            ) from None
         except (requests.RequestException, ConnectionError) as error:
             raise self._no_answer(error, what) from error
         except Exception as error:
@@ -220,9 +227,9 @@ class Transport:
         if "Version check returned 404" in text:
             return ClusterError(f"{self.url} answered, but not as a Ray dashboard does (404); check the address")
         if f"Job {what} does not exist" in text and "404" in text:
-            return NoSuchJobError(f"{what}: {self.url} knows no such job; see: rayferry list")
+            return NoSuchJobError(f"{what}: {self.url} knows no such job; see: {self._address.command('list')}")
         if "already exists" in text:
-            hint = f"choose another, or follow it: rayferry logs -f {what}"
+            hint = f"choose another, or follow it: {self._address.command(f'logs -f {quote(what)}')}"
             return ClusterError(f"{self.url} has a job of this submission_id already; {hint}")
         # Ray tells its own refusals by a traceback; a bare 500 comes of something before it, or of a head that starts
         codes = (500, 502, 503, 504) if "Traceback" not in text else (502, 503, 504)
@@ -236,4 +243,6 @@ class Transport:
             said = " ".join(text.partition("\n\n")[0].split())[:200]  # Ray's own advice on tokens follows
             return ClusterError(f"{self.url} refused, but not as a Ray dashboard does ({said}); {hint}")
         is_missing = _TOKEN_WORDS[0] in text or not text.startswith(_REFUSED)
-        return ClusterError(f"{self.url}: {access.refused_token(os.environ, is_missing=is_missing)}")
+        return ClusterError(
+            f"{self.url}: {access.refused_token(os.environ, is_missing=is_missing, headers=self._address.headers)}"
+        )

@@ -99,19 +99,26 @@ def find_head(path: Path) -> Head:
         msg = f"{path}: auth.ssh_proxy_use_node_id is not supported; run `ray dashboard {path}` and give --address"
         raise TunnelError(msg)
     said = io.StringIO()
+    step = "where the head is"
     try:
         with redirect_stdout(said), redirect_stderr(said):  # Ray tells of much, and stdout is for the datum
             from ray.autoscaler import sdk
 
+            sdk.configure_logging(log_style="record", color_mode="false")
             host = sdk.get_head_node_ip(str(path))
             if not auth.get("ssh_private_key") or not auth.get("ssh_user"):
                 # What the file leaves out are Ray's defaults and the key that `ray up` made.
+                step = f"who may log in to the head, {host} (auth.ssh_user and auth.ssh_private_key)"
                 auth = sdk.bootstrap_config(config)["auth"]
     except Exception as error:
         if "Head node of cluster" in str(error):
             msg = f"{path}: the head of cluster {config['cluster_name']!r} is not up; start it: ray up {path}"
         else:
-            msg = f"{path}: Ray cannot tell where the head is: {root_line(error)}; try: ray get-head-ip {path}"
+            provider = config["provider"].get("type")
+            hint = (
+                f"check the file's values and this machine's credentials ({provider}), and try: ray get-head-ip {path}"
+            )
+            msg = f"{path}: Ray cannot tell {step}: {_reason(error, said.getvalue())}; {hint}"
         raise TunnelError(msg) from error
     key = os.path.expanduser(auth.get("ssh_private_key") or "")  # noqa: PTH111  # Path("") would be "."
     if key and not Path(key).exists():
@@ -125,6 +132,15 @@ def find_head(path: Path) -> Head:
         proxy_command=auth.get("ssh_proxy_command") or "",
         dashboard_port=_dashboard_port(config),
     )
+
+
+def _reason(error: Exception, said: str) -> str:
+    """Why Ray did not do it. Where it gives up by itself, what it raises is empty, and what it printed tells.
+
+    Source: `CliLogger.abort` and `handle_boto_error` (Ray 2.60).
+    """
+    told = findall(r"(?m)\t(?:PANIC|ERR) \S+ -- (?!!!!)(.+)$", said)
+    return " ".join(told) if told and "cli_logger.abort" in str(error) else root_line(error)
 
 
 def _dashboard_port(config: dict[str, Any]) -> int:

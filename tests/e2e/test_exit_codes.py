@@ -114,6 +114,8 @@ def test_an_id_that_the_cluster_does_not_know_is_1(rayferry, words):
         "logs -f s3://rayferry/e2e/greedy/out/",
         "logs -f greedy-1 --timeout soon",
         "stop greedy-1 --timeout soon",
+        "stop s3://rayferry/e2e/greedy/out/",
+        "list --address http://h:99999",
         "result greedy-1 --no-such-flag",
     ],
 )

@@ -27,7 +27,8 @@ def test_a_key_that_vllm_has_is_not_taken_for_a_misspelt_one(make_spec, key):
         ({"max_model_length": 9}, "unknown key 'max_model_length'; did you mean 'max_model_len'?"),
         ({"tensor_paralel_size": 9}, "unknown key 'tensor_paralel_size'; did you mean 'tensor_parallel_size'?"),
         ({"model": "x"}, "'model' is set at the top level of the job file, not under engine"),
-        ({"hf_token": "x"}, "a secret has no place in a job file"),
+        ({"hf_token": "x"}, "'hf_token': a secret has no place in a job file"),
+        ({"hub_api_key": "x"}, "'hub_api_key': a secret has no place in a job file"),
         ({"max_num_seqs": 0}, "engine.max_num_seqs: 0: "),
     ],
 )

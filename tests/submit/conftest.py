@@ -4,13 +4,13 @@ import asyncio
 import json
 import os
 import shutil
-import signal
 import subprocess
 import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 import boto3
 import pytest
@@ -68,14 +68,6 @@ def _impatient(monkeypatch):
     monkeypatch.setattr(follow_module, "_FIRST_POLL_S", 0.01)
     monkeypatch.setattr(launch, "_POLL_S", 0.01)
     monkeypatch.setattr("rayferry.submit.transport._READ_PAUSE_S", 0.01)
-
-
-@pytest.fixture
-def interrupts():
-    """Gives SIGINT back its handler: who detaches takes it away."""
-    before = signal.getsignal(signal.SIGINT)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +199,9 @@ class FakeCluster:
     def is_here(self):
         return "127.0.0.1" in self.url
 
+    def command(self, words):
+        return f"rayferry {words}"
+
     def logs(self, submission_id):
         answer = self.log[0] if len(self.log) == 1 else self.log.pop(0)
         if isinstance(answer, BaseException):
@@ -299,6 +294,7 @@ class RayApi:
         if path == "/api/jobs/":
             return 200, [self._details(name) for name in self.jobs]
         name, _, rest = path.removeprefix("/api/jobs/").partition("/")
+        name = unquote(name)
         if name not in self.jobs:
             return 404, f"Job {name} does not exist"
         if rest == "":

@@ -311,6 +311,13 @@ def test_the_token_of_the_default_path_is_found(tmp_path, monkeypatch):
         (None, "{file}", r"{file} \(RAY_AUTH_TOKEN_PATH\) is not there; .*rayferry local up"),
         (None, "~/t", "~/t .* is not there; write the whole path"),
         (" \n", "{file}", "{file} .* is empty; write the cluster's token to it"),
+        (
+            "\0\1",
+            "{file}",
+            "{file} .* holds more than a token's text .a binary file.*; write the cluster's token to it",
+        ),
+        ("a\nb", "{file}", "{file} .* holds more than a token's text"),
+        ("ä", "{file}", "{file} .* holds more than a token's text"),
     ],
 )
 def test_a_mode_without_a_token_says_what_is_missing(tmp_path, monkeypatch, content, path, said):
@@ -336,6 +343,32 @@ def test_a_refusal_is_told_as_the_step_that_is_missing(tmp_path, monkeypatch, va
     monkeypatch.setenv("HOME", str(tmp_path))
     text = access.refused_token(variables, is_missing=is_missing)
     assert (said in text, SECRET in text) == (True, False)
+
+
+@pytest.mark.parametrize("environ", [{}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": SECRET}])
+def test_a_refused_token_of_the_headers_is_not_blamed_on_another(environ):
+    text = access.refused_token(environ, is_missing=False, headers=["X-Key", "authorization"])
+    assert text.startswith("does not accept the token in the header authorization (--headers or RAY_JOB_HEADERS)")
+
+
+def test_the_clients_own_words_on_a_token_of_the_headers(serve_ray):
+    api = serve_ray(token="theirs")
+    with pytest.raises(ClusterError, match="the token in the header Authorization"):
+        Cluster(Address(api.url, "", headers={"Authorization": "Bearer other"}))
+
+
+@pytest.mark.parametrize("source", ["RAY_AUTH_TOKEN_PATH", "Ray's default"])
+def test_the_real_client_names_a_tokens_file_that_is_binary(ray_api, tmp_path, source):
+    file = tmp_path / ".ray" / "auth_token"
+    file.parent.mkdir()
+    file.write_bytes(b"\0\xff\x80abc")
+    path = str(file) if source == "RAY_AUTH_TOKEN_PATH" else ""
+    variables = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": path, "HOME": str(tmp_path)}
+    program = "import sys; from rayferry.submit.client import Cluster; Cluster(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", program, ray_api.url], env=variables, capture_output=True, text=True, check=False
+    )
+    assert f"the token's file {file} ({source}) holds more than a token's text" in done.stderr
 
 
 def test_the_real_client_says_the_same_of_a_mode_without_a_token(ray_api, tmp_path):

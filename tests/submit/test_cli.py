@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from rayferry.job import VERSION
 from rayferry.submit.cli import main
 from rayferry.submit.cli_shared import CHECKS
+from rayferry.submit.client import JobInfo
 from rayferry.submit.local.ports import free_ports
 
 COMMAND = str(Path(sysconfig.get_path("scripts")) / "rayferry")
@@ -165,6 +166,30 @@ def test_a_wrong_set_is_exit_code_2_and_names_what_is_near(rayferry, job_file, a
 def test_what_cannot_be_an_id_is_exit_code_2(rayferry, job_file, text):
     result = rayferry("submit", job_file, "--dry-run", f"--submission-id={text}")
     assert (result.exit_code, "--submission-id" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90s", 90), ("2m", 120), ("0", 0), ("0.0", 0), ("1.5", 1.5), ("60.0", 60), (None, 60), ("1h", 3600)],
+)
+def test_stop_takes_a_duration_or_a_number_of_seconds(rayferry, sent, monkeypatch, text, expected):
+    waited = []
+
+    def stop(_cluster, name, timeout_s):
+        waited.append(timeout_s)
+        return JobInfo(name, "STOPPED")
+
+    monkeypatch.setattr("rayferry.submit.launch.stop", stop)
+    options = [] if text is None else ["--timeout", text]
+    assert rayferry("stop", "job-1", "--address", sent.url, *options).exit_code == 0
+    assert waited == [expected]
+
+
+@pytest.mark.parametrize("text", ["soon", "", "-1", "inf", "nan", "1e400", "9" * 400, "1000000000000d"])
+@pytest.mark.parametrize("words", [["stop", "job-1"], ["logs", "-f", "job-1"]], ids=" ".join)
+def test_a_timeout_that_is_none_is_exit_code_2_before_anything_is_asked(rayferry, ray_api, words, text):
+    result = rayferry(*words, "--address", ray_api.url, f"--timeout={text}")
+    assert (result.exit_code, result.stderr.startswith("rayferry: error: --timeout"), ray_api.requests) == (2, True, [])
 
 
 @pytest.mark.parametrize("arguments", [["submit", "JOB"], ["check", "JOB"], ["status", "x"], ["logs", "x"], ["list"]])

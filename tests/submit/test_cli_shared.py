@@ -138,3 +138,73 @@ def test_a_conflict_about_the_address_is_said_by_every_command(ray_api, monkeypa
     monkeypatch.setenv("RAY_ADDRESS", "http://me:secret@other:8265")
     result = CliRunner().invoke(main, ["list", "--address", ray_api.url])
     assert result.stderr == "--address wins over RAY_ADDRESS=http://other:8265\n"
+
+
+URL = "http://head:8265"
+
+
+@pytest.mark.parametrize(
+    ("given", "job_file", "expected"),
+    [
+        (Flags(), None, ""),
+        (Flags(URL), None, f" --address {URL}"),
+        (Flags(URL, False), URL, f" --address {URL} --verify false"),
+        (Flags(verify="/my certs"), None, " --verify '/my certs'"),
+        (Flags(), URL, f" --address {URL}"),
+        (Flags(URL, True, {"X-Key": SECRET}, {"c": SECRET}), None, f" --address {URL}"),
+    ],
+)
+def test_a_command_to_go_on_with_has_what_was_said_of_the_cluster_and_no_secret(monkeypatch, given, job_file, expected):
+    monkeypatch.setenv("RAY_ADDRESS", "http://elsewhere:1")
+    assert address_of(given, job_file).command("list") == f"rayferry list{expected}"
+
+
+def test_a_command_to_go_on_with_has_the_clusters_file(tmp_path):
+    assert Flags(cluster=tmp_path / "a b.yaml").command("list") == f"rayferry list --cluster '{tmp_path}/a b.yaml'"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["status", "none"], "rayferry list --address {url}"),
+        (["result", "job-1"], "rayferry logs -f job-1 --address {url}"),
+        (["resume", "job-1"], "rayferry logs -f job-1 --address {url}"),
+        (["logs", "-f", "job-1", "--timeout", "0.1s"], "rayferry logs -f job-1 --address {url}"),
+        (["stop", "job-1", "--timeout", "0"], "rayferry status job-1 --address {url}"),
+    ],
+)
+def test_messages_name_commands_that_find_the_cluster(ray_api, words, said):
+    ray_api.statuses = ["RUNNING"]
+    ray_api.faults[("POST", "/api/jobs/job-1/stop")] = [(200, {"stopped": True})]
+    ray_api.jobs["job-1"] = {"sent": {"entrypoint": "", "metadata": {"rayferry_output_uri": "/o/"}, "runtime_env": {}}}
+    result = CliRunner().invoke(main, [*words, "--address", ray_api.url])
+    assert said.format(url=ray_api.url) in result.stderr
+
+
+@pytest.mark.parametrize("name", ["Content-Length", "transfer-encoding", "HOST", "Connection", "Sec-WebSocket-Key"])
+def test_a_header_that_http_sets_itself_is_wrong_usage(flags, name):
+    code, output = flags("--headers", f'{{"X-Key": "v", "{name}": "5"}}')
+    assert (code, f"{name} (here or in RAY_JOB_HEADERS) is set by HTTP itself" in " ".join(output.split())) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "words", [["status"], ["logs", "-f"], ["logs"], ["stop"], ["resume"], ["result"]], ids=" ".join
+)
+@pytest.mark.parametrize("text", ["", " ", ".", "..", "a\nb", "x" * 241])
+def test_what_no_cluster_can_have_as_an_id_is_wrong_usage(words, text):
+    result = CliRunner().invoke(main, [*words, text, "--address", "http://127.0.0.1:1"])
+    assert (result.exit_code, "cannot be the id of a job; the command `list`" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/out/", "/out", "file:///out"])
+def test_stop_does_not_take_a_uri(uri):
+    result = CliRunner().invoke(main, ["stop", uri, "--address", "http://127.0.0.1:1"])
+    assert (result.exit_code, "is a URI, and this needs the job's id" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["a b", "a?b=c", "100%", "a%2Fb", "a#b", "späße", "-a;b&c"])
+@pytest.mark.parametrize("words", ["status", "logs", "logs -f", "stop"])
+def test_an_id_of_any_signs_reaches_the_cluster_whole(ray_api, name, words):
+    ray_api.jobs[name] = {"sent": {"entrypoint": "", "metadata": {}, "runtime_env": {}}}
+    result = CliRunner().invoke(main, [*words.split(), "--address", ray_api.url, "--", name])
+    assert (result.exit_code, result.stderr.count("error")) == (0, 0), result.stderr

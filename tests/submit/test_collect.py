@@ -1,6 +1,8 @@
 """What came of a run is read from its manifest and its parts, never from its logs."""
 
 import os
+import subprocess
+import sys
 import uuid
 
 import pyarrow as pa
@@ -291,3 +293,16 @@ def test_a_log_is_read_though_it_is_not_utf8_throughout(out, tmp_path):
 def test_a_log_that_is_not_there_is_said_with_the_command_that_may_have_it(out):
     with pytest.raises(NotThereError, match=r"driver\.log: not there; .* rayferry logs ID"):
         collect.read_log(out)
+
+
+def test_a_preview_starts_no_thread_that_could_abort_the_process_at_its_end(out, part):
+    part(f"{out}/data/0.parquet", a=[1, 2])
+    program = """
+import os, sys
+from rayferry.submit import collect
+before = len(os.listdir("/proc/self/task"))
+collect.preview(sys.argv[1], 1)
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program, out], capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n"

@@ -22,7 +22,8 @@ FLAG, FILE, API, RAY = "http://flag:1", "http://file:2", "http://api:3", "http:/
         (FLAG, FLAG, {"RAY_ADDRESS": FLAG}, Address(FLAG, "--address")),
         (FLAG + "/", FLAG, {"RAY_ADDRESS": FLAG + "//"}, Address(FLAG, "--address")),
         (FLAG, None, {"RAY_ADDRESS": ""}, Address(FLAG, "--address")),
-        ("", FILE, {}, Address(FILE, "the job file")),
+        ("HTTP://Head:8265", None, {}, Address("http://Head:8265", "--address")),
+        (" http://head:8265 ", None, {}, Address("http://head:8265", "--address")),
         ("https://head/ray/", None, {}, Address("https://head/ray", "--address")),
         ("http://[::1]:8265", None, {}, Address("http://[::1]:8265", "--address")),
     ],
@@ -59,6 +60,7 @@ def test_no_address_says_how_to_get_one():
         "http:///x",
         "ftp://head",
         "http://[::1:8265",
+        "http://he ad:8265",
     ],
 )
 @pytest.mark.parametrize("source", ["--address", "the job file", "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"])
@@ -148,3 +150,34 @@ def test_no_home_says_what_to_set(monkeypatch):
 )
 def test_an_address_is_shown_without_what_is_secret_in_it(url, shown):
     assert without_password(url) == shown
+
+
+def test_a_command_to_go_on_with_finds_the_same_cluster():
+    place = Address(FLAG, "--address", options=("--address", FLAG, "--verify", "/my certs/ca.pem"))
+    assert place.command("logs -f a") == f"rayferry logs -f a --address {FLAG} --verify '/my certs/ca.pem'"
+
+
+@pytest.mark.parametrize("port", ["99999", "abc", "0", "-1", ""])
+@pytest.mark.parametrize("source", ["--address", "RAY_ADDRESS"])
+def test_a_port_that_is_none_is_refused_by_its_source(port, source):
+    flag = f"http://h:{port}" if source == "--address" else None
+    with pytest.raises(SpecError, match=f"^{source}: 'http://h:{port}': a port is a number from 1 to 65535"):
+        resolve_address(flag, None, {source: f"http://h:{port}"})
+
+
+@pytest.mark.parametrize("flag", ["", " "])
+def test_an_empty_flag_is_refused(flag):
+    with pytest.raises(SpecError, match=r"^--address is empty"):
+        resolve_address(flag, FILE, {})
+
+
+@pytest.mark.parametrize("rest", ["/?x=1", "?token=hidden", "#a", "?"])
+def test_an_address_with_a_query_is_refused_without_showing_it(rest):
+    with pytest.raises(SpecError, match=r"^--address: an address ends before any .*; give http://h:1/? alone$"):
+        resolve_address("http://h:1" + rest, None, {})
+
+
+def test_an_address_with_a_password_is_refused_without_showing_it():
+    with pytest.raises(SpecError, match=r"^--address: an address has no place for a password") as caught:
+        resolve_address("http://me:hidden@h:1", None, {})
+    assert "hidden" not in str(caught.value)

@@ -53,6 +53,28 @@ def test_a_ray_without_error_types_is_taken_at_its_word(exit_code, message, name
     assert sort(failed(None, exit_code, message)).name == name
 
 
+UNSCHEDULABLE = "Job supervisor actor could not be scheduled: "
+
+
+@pytest.mark.parametrize("error_type", ["JOB_SUPERVISOR_ACTOR_UNSCHEDULABLE", "JOB_SUPERVISOR_ACTOR_DIED", None])
+@pytest.mark.parametrize(
+    "message",
+    [
+        UNSCHEDULABLE + "The actor is not schedulable: Worker startup failed",
+        UNSCHEDULABLE + "worker startup failed: exit code 1",
+        "Job supervisor actor died: The runtime_env failed to be set up",
+        UNSCHEDULABLE + "Failed to create runtime env for the job",
+    ],
+)
+def test_a_worker_that_cannot_start_is_the_environments_matter(error_type, message):
+    assert sort(failed(error_type, None, message)).name == "environment"
+
+
+def test_no_room_stays_a_matter_of_capacity():
+    message = UNSCHEDULABLE + "The node specified via NodeAffinitySchedulingStrategy doesn't exist any more"
+    assert sort(failed("JOB_SUPERVISOR_ACTOR_UNSCHEDULABLE", None, message)).name == "capacity"
+
+
 def test_an_error_type_of_a_ray_to_come_is_not_guessed_at():
     assert sort(failed("SOMETHING_NEW", None, "new words")) is None
 
@@ -109,6 +131,18 @@ def test_a_traceback_that_leads_to_a_line_of_ours_is_left_out():
         "ModuleNotFoundError: No module named 'rayferry'",
         "ModuleNotFoundError: No module named 'rayferry'",
     ]
+
+
+def test_a_reason_of_several_lines_is_told_once():
+    reason = [
+        "ValueError: no tokenizer, as it can be made of none of",
+        "  (1) a file of the library itself",
+        "and so on",
+    ]
+    root = f"model 'm' could not be loaded: {' '.join(' '.join(reason).split())}" + " and on" * 100
+    lines = [*reason, f"(worker pid=1) rayferry.job.errors.EngineError: {root}", "noise"]
+    log = "\n".join([*lines, f"[rayferry] 10:00:00 error: {root}"])
+    assert root_first(log) == [root, "and so on", "noise"]
 
 
 def test_the_whole_explanation_is_exactly_this():

@@ -9,7 +9,7 @@ import pytest
 
 from rayferry.job.errors import SpecError
 from rayferry.job.spec import parse
-from rayferry.submit import launch
+from rayferry.submit import launch, signals
 from rayferry.submit.client import ClusterError, JobInfo, UnreachableError
 from rayferry.submit.config import Address
 from rayferry.submit.follow import LostContactError, WaitedError, follow
@@ -187,7 +187,6 @@ def test_lost_contact_is_raised_with_its_exit_code(fake_cluster, monkeypatch):
     assert caught.value.exit_code == 5
 
 
-@pytest.mark.usefixtures("interrupts")
 @pytest.mark.parametrize("before", [[], ["PENDING"], ["RUNNING"]])
 def test_ctrl_c_detaches_and_says_how_to_go_on(fake_cluster, capsys, before):
     code = launch.wait(fake_cluster([*before, KeyboardInterrupt()]), "job-1")
@@ -197,17 +196,25 @@ def test_ctrl_c_detaches_and_says_how_to_go_on(fake_cluster, capsys, before):
     assert "rayferry stop job-1" in words
 
 
-@pytest.mark.usefixtures("interrupts")
 def test_sigterm_detaches_as_ctrl_c_does(fake_cluster, capsys):
     cluster = fake_cluster(["RUNNING", "RUNNING", "RUNNING", "SUCCEEDED"], may_end=threading.Event())
     cluster.on_ask = lambda: cluster.answers and len(cluster.answers) == 2 and os.kill(os.getpid(), signal.SIGTERM)
     before = signal.getsignal(signal.SIGTERM)
-    assert launch.wait(cluster, "job-1") == 130
+    with signals.handled():
+        assert launch.wait(cluster, "job-1") == 130
     assert "rayferry logs -f job-1" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.usefixtures("interrupts")
+def test_sigterm_after_ctrl_c_stops_nothing(fake_cluster, monkeypatch):
+    def terminate(_seconds):
+        raise signals.Terminated
+
+    monkeypatch.setattr(launch.sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(launch.time, "sleep", terminate)
+    assert launch.wait(fake_cluster(["RUNNING", KeyboardInterrupt()]), "job-1") == 130
+
+
 def test_ctrl_c_twice_at_a_terminal_stops_the_job(fake_cluster, monkeypatch, capsys):
     def again(_seconds):
         raise KeyboardInterrupt
@@ -221,7 +228,6 @@ def test_ctrl_c_twice_at_a_terminal_stops_the_job(fake_cluster, monkeypatch, cap
     assert (stopped, "stopping job-1" in capsys.readouterr().err) == (["job-1"], True)
 
 
-@pytest.mark.usefixtures("interrupts")
 def test_ctrl_c_twice_without_a_terminal_stops_nothing(fake_cluster, monkeypatch):
     monkeypatch.setattr(launch.sys.stdin, "isatty", lambda: False, raising=False)
     assert launch.wait(fake_cluster(["RUNNING", KeyboardInterrupt()]), "job-1") == 130
@@ -258,6 +264,22 @@ def test_stop_asks_the_job_to_end_once_its_request_came_through(fake_cluster):
     assert launch.stop(cluster, "job-1").status == "STOPPED"
 
 
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        ("PENDING", "RAY_JOB_START_TIMEOUT_SECONDS on its head, 15 minutes by default"),
+        ("RUNNING", "its processes hang"),
+    ],
+)
+def test_a_job_that_outlives_its_stop_is_told_with_what_ends_it(fake_cluster, status, said):
+    cluster = fake_cluster([status])
+    cluster.stop = lambda _name: None
+    with pytest.raises(
+        ClusterError, match=f"still {status} 0 s after it was asked to stop.*{said}.*rayferry status job-1"
+    ):
+        launch.stop(cluster, "job-1", 0)
+
+
 @pytest.fixture
 def place(ray_api):
     return Address(ray_api.url, "test")
@@ -275,7 +297,7 @@ def test_what_is_submitted_is_what_a_dry_run_prints(spec, place):
 def test_nothing_is_sent_where_a_check_fails(job_data, place, ray_api):
     ray_api.nodes = []
     spec = parse(job_data | {"resources": {"device": "gpu"}}, "job.yaml")
-    with pytest.raises(PreflightError, match="needs 1 GPUs on one node"):
+    with pytest.raises(PreflightError, match=r"device: gpu needs GPUs, and no node has any"):
         launch.submit(spec, place, "job-1")
     assert [entry for entry in ray_api.requests if entry[0] != "GET"] == []
 
@@ -312,7 +334,6 @@ def test_an_outcome_of_a_job_that_has_no_manifest_has_no_counts():
     }
 
 
-@pytest.mark.usefixtures("interrupts")
 def test_a_job_that_does_not_stop_after_ctrl_c_twice_is_told_and_left(fake_cluster, monkeypatch, capsys):
     pauses = iter([KeyboardInterrupt])
     monkeypatch.setattr(launch.sys.stdin, "isatty", lambda: True, raising=False)

@@ -266,10 +266,42 @@ def test_a_list_of_files_that_is_none_is_refused(job, value, said):
     ("name", "text"),
     [
         ("job.yaml", "model: m\ninput: {uri: /in}\noutput: {uri: /out}\nengine: {additional_config: &r {self: *r}}\n"),
-        ("job.json", '{"model": "m", "input": {"uri": "/in", "template": "\\ud800"}, "output": {"uri": "/out"}}'),
+        (
+            "job.json",
+            '{"model": "m", "input": {"uri": "/in"}, "output": {"uri": "/o"}, "sampling": {"stop": "\\ud800"}}',
+        ),
     ],
 )
 def test_what_no_json_can_say_is_refused(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     with pytest.raises(SpecError, match="holds what cannot be sent"):
         load_job(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "said"),
+    [
+        (MINIMAL + "model: other\n", "job.yaml", "the key 'model' is there twice, in line 4, column 1"),
+        (MINIMAL + '"model": other\n', "job.yaml", "the key 'model' is there twice, in line 4, column 1"),
+        (
+            MINIMAL + "engine:\n  dtype: half\n  dtype: float\n",
+            "job.yaml",
+            "'dtype' is there twice, in line 6, column 3",
+        ),
+        (MINIMAL + "sampling: {n: 1, n: 2}\n", "job.yaml", "the key 'n' is there twice, in line 4, column 18"),
+        ('{"model": "m", "engine": {"a": 1, "a": 2}}', "job.json", "not valid JSON: the key 'a' is there twice"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused_with_its_place(job, content, name, said):
+    path = job(content, name)
+    message = refused(path)
+    assert (message.startswith(f"{path}: "), said in message) == (True, True), message
+
+
+def test_a_key_twice_in_a_set_is_refused(job):
+    assert "the key 'n' is there twice" in refused(job(), ["sampling={n: 1, n: 2}"])
+
+
+def test_a_key_that_a_merge_brings_may_be_set_again(job):
+    merged = "engine: {dtype: half, compilation_config: {<<: &a {mode: 1, <<: {mode: 3}}, mode: 2}}\n"
+    assert load_job(job(MINIMAL + merged)).engine.to_kwargs()["compilation_config"] == {"mode": 2}

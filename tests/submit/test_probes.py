@@ -95,7 +95,7 @@ def test_a_cluster_without_gpus_says_that_cpus_are_used(probe):
         ({"replicas": 5}, "replicas=5 of 1 GPUs each do not fit: the cluster has room for 4"),
         (
             {"resources": {"accelerator_type": "H100"}},
-            "tensor_parallel_size=1 needs 1 H100 GPUs on one node, and no node has more than 0 (the cluster has: L4)",
+            "resources.accelerator_type: no node has H100 GPUs; choose one that the cluster has: L4",
         ),
     ],
 )

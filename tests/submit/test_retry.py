@@ -111,7 +111,7 @@ def test_lost_contact_is_told_where_the_job_may_still_run(follow, known):
 
 
 def test_who_leaves_it_alone_leaves_it_alone(follow):
-    assert follow(None) == (launch.EXIT_DETACHED, [], [])
+    assert follow(None) == (130, [], [])
 
 
 def test_an_attempts_id_is_never_too_long():

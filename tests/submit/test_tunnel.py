@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 
 import psutil
@@ -373,3 +374,43 @@ def test_the_doctor_tells_what_is_wrong_with_it_among_the_rest(rayferry, file, s
     assert result.exit_code == 1
     assert "fix: check auth.ssh_user and auth.ssh_private_key" in result.stdout
     assert "folders" in result.stdout
+
+
+@pytest.fixture
+def aws(monkeypatch):
+    """AWS, which knows nobody."""
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            error = b"<Error><Code>AuthFailure</Code><Message>not able to validate the credentials</Message></Error>"
+            self.send_response(401)
+            self.end_headers()
+            self.wfile.write(b"<Response><Errors>" + error + b"</Errors></Response>")
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+        yield
+        server.shutdown()
+
+
+@pytest.mark.usefixtures("aws")
+@pytest.mark.parametrize(
+    ("ip", "step"), [(None, "where the head is"), ("10.0.0.1", "who may log in to the head, 10.0.0.1")]
+)
+def test_what_ray_itself_says_of_its_failure_is_told(file, monkeypatch, ip, step):
+    if ip:
+        monkeypatch.setattr(sdk, "get_head_node_ip", lambda _path: ip)
+    path = file(provider={"type": "aws", "region": "us-west-2"}, auth={"ssh_user": "ubuntu"})
+    with pytest.raises(TunnelError) as caught:
+        find_head(path)
+    assert f"Ray cannot tell {step}" in str(caught.value)
+    assert "AuthFailure" in str(caught.value)
+    assert "not able to validate the credentials" in str(caught.value)
+    assert "check the file's values and this machine's credentials (aws)" in str(caught.value)
