@@ -194,6 +194,10 @@ class GeneratingEngine(_Base):
         """True while there are unfinished requests."""
         return bool(self._llm.llm_engine.has_unfinished_requests())
 
+    def abort(self, request_id: str) -> None:
+        """Drops a request. See `pump.Engine`."""
+        self._llm.llm_engine.abort_request([request_id])
+
     def _enqueue(self, call: Call, truncation: dict[str, Any] | None) -> list[str]:
         params = self._params_of(call)
         options = {"lora_request": self._adapter(call), "use_tqdm": False, "tokenization_kwargs": truncation}
@@ -279,6 +283,10 @@ class PoolingEngine(_Base):
     def is_busy(self) -> bool:
         """True while calls wait."""
         return bool(self._waiting)
+
+    def abort(self, request_id: str) -> None:
+        """Drops a call that waits. See `pump.Engine`."""
+        self._waiting = deque(waiting for waiting in self._waiting if waiting[0] != request_id)
 
     def _answered(self, several: list[tuple[str, Call]]) -> Iterator[Settled]:
         """One refused call does not take the others with it: halves are tried by themselves."""

@@ -4,6 +4,7 @@ import gc
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any, Protocol
 
 from rayferry.job.calls import Call
 from rayferry.job.errors import EngineError
+from rayferry.job.rows import RowError
 
 _GC_THRESHOLDS = (10_000, 20, 100)  # a look at all that is new since the start every twenty million objects
 
@@ -55,6 +57,9 @@ class Engine(Protocol):
     def is_busy(self) -> bool:
         """True while `step` has work."""
 
+    def abort(self, request_id: str) -> None:
+        """Drops a request; no output of it comes any more."""
+
 
 class _Batch:
     """Calls handed over together; its future is done when the last of them is."""
@@ -80,15 +85,18 @@ class Pump:
     engine is taken for dead: every batch, waiting and later, fails with `EngineError`. So it is if it does not return.
     """
 
-    def __init__(self, engine: Engine, timeout_s: float | None = None) -> None:
+    def __init__(self, engine: Engine, timeout_s: float | None = None, request_timeout_s: float | None = None) -> None:
         """Starts the thread.
 
         Args:
             engine: whom to feed.
             timeout_s: most time for the engine to return from one call.
+            request_timeout_s: most time for one request, from when the engine has it.
         """
         self._engine = engine
         self._timeout_s = timeout_s
+        self._request_timeout_s = request_timeout_s
+        self._added: deque[tuple[float, str]] = deque()  # in order; only where requests have a timeout
         self._called_at: float | None = None
         self._incoming: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
         self._running: dict[str, tuple[_Batch, int]] = {}
@@ -110,8 +118,8 @@ class Pump:
         """Hands a batch over and returns at once.
 
         Returns:
-            A future of one outcome per call, in order: the engine's final output, or the `RefusedError`
-            with which it refused the call.
+            A future of one outcome per call, in order: the engine's final output, the `RefusedError` with which it
+            refused the call, or the `RowError` of one that took too long.
 
         Raises:
             EngineError: (by the future) the engine died.
@@ -141,6 +149,7 @@ class Pump:
                     if output.finished:
                         batch, index = self._running.pop(output.request_id)
                         batch.settle(index, output.outcome if type(output) is Settled else output)
+                self._drop_late()
         except BaseException as error:  # noqa: BLE001  # whatever it is, nobody may be left waiting
             self._fail(error)
 
@@ -158,10 +167,23 @@ class Pump:
             for index, call in enumerate(batch.calls):
                 self._called_at = time.monotonic()
                 try:
-                    self._running[self._engine.add(call)] = (batch, index)
+                    name = self._engine.add(call)
+                    self._running[name] = (batch, index)
+                    if self._request_timeout_s is not None:
+                        self._added.append((time.monotonic(), name))
                 except RefusedError as refusal:
                     batch.settle(index, refusal)
             self._called_at = self._admitting = None
+
+    def _drop_late(self) -> None:
+        """Ends the requests that have had their time."""
+        while self._added and time.monotonic() - self._added[0][0] > (self._request_timeout_s or 0):
+            _, name = self._added.popleft()
+            if name in self._running:
+                self._engine.abort(name)
+                batch, index = self._running.pop(name)
+                why = f"no answer in {self._request_timeout_s:g} s (retry.request_timeout)"
+                batch.settle(index, RowError("engine", "RequestTimeout", why))
 
     def _watch(self) -> None:
         assert self._timeout_s is not None  # noqa: S101  # else there is no such thread

@@ -158,11 +158,19 @@ class RetrySpec(Typed):
     engine_timeout: Duration = Field(
         "10m", description="an engine with work that does not end a step in this time hangs, and is started again"
     )
+    request_timeout: Duration | None = Field(
+        None, description="a row without an answer this long after its engine got it is given up, and becomes an error"
+    )
 
     @property
     def engine_timeout_s(self) -> float:
         """The same in seconds."""
         return seconds(self.engine_timeout)
+
+    @property
+    def request_timeout_s(self) -> float | None:
+        """The same in seconds."""
+        return seconds(self.request_timeout) if self.request_timeout is not None else None
 
 
 class RuntimeEnvSpec(Typed):

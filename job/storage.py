@@ -1,5 +1,6 @@
 """Filesystems by URI: the one place where the job learns about endpoints, regions and credentials."""
 
+import functools
 import os
 import random
 import re
@@ -50,24 +51,35 @@ def filesystem(uri: str, *, anonymous: bool = False, hasty: bool = False) -> tup
     place = uri.removeprefix("s3://")
     path = place.removeprefix("anonymous@")
     bucket = path.partition("/")[0]
+    environ = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+    return _s3(bucket, environ, anonymous=anonymous or path != place, hasty=hasty), path
+
+
+@functools.lru_cache(maxsize=32)
+def _s3(bucket: str, environ: tuple[tuple[str, str], ...], *, anonymous: bool, hasty: bool) -> pafs.S3FileSystem:
+    """A bucket's store: one for as long as the environment is the same, as a new one has to connect anew."""
+    variables = dict(environ)
     options: dict[str, Any] = {
-        "anonymous": anonymous or path != place,
+        "anonymous": anonymous,
         "connect_timeout": _CONNECT_TIMEOUT_S,
         "request_timeout": _REQUEST_TIMEOUT_S,
         "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=_MAX_ATTEMPTS),
         **(_HASTY if hasty else {}),
     }
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    endpoint = variables.get("AWS_ENDPOINT_URL_S3") or variables.get("AWS_ENDPOINT_URL")
     if endpoint:
         options |= {"scheme": urlsplit(endpoint).scheme or "https", "endpoint_override": urlsplit(endpoint).netloc}
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    region = variables.get("AWS_REGION") or variables.get("AWS_DEFAULT_REGION")
     if not region and not endpoint:
         try:
             region = pafs.resolve_s3_region(bucket)
         except OSError as error:
-            msg = f"{uri}: the region of bucket {bucket!r} cannot be found ({error}); does it exist? or set AWS_REGION"
+            msg = (
+                f"s3://{bucket}: the region of bucket {bucket!r} cannot be found ({error}); does it exist? "
+                "or set AWS_REGION"
+            )
             raise JobError(msg) from error
-    return pafs.S3FileSystem(region=region or "us-east-1", **options), path
+    return pafs.S3FileSystem(region=region or "us-east-1", **options)
 
 
 @dataclass(frozen=True)

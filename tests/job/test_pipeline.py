@@ -386,7 +386,7 @@ def test_an_output_is_accepted_before_anything_else_can_fail(spec_of):
         ({}, {}, "no input there"),
         ({"a.txt": b"", "_b.txt": b"x"}, {}, "no input there"),
         ({"a.txt": b"x"}, {"engine": {"tensor_parallel_size": 2}}, "tensor_parallel_size=2 needs GPUs"),
-        ({"a.txt": b"x"}, {"resources": {"device": "gpu"}}, "needs 1 GPUs on one node"),
+        ({"a.txt": b"x"}, {"resources": {"device": "gpu"}}, "device: gpu needs GPUs, and no node has any"),
     ],
 )
 def test_a_run_that_cannot_start_is_refused_and_writes_nothing(spec_of, files, changes, message):
@@ -537,8 +537,8 @@ def test_a_run_that_broke_off_is_resumed_then_over_then_given_more_then_done_ane
     pq.write_table(pa.table({"text": [f"p {at}" for at in range(300)]}), stream, row_group_size=100)
     files = {f"{name}.txt": lines_of_words(name, 300) for name in "abc"} | {"p.parquet": stream.getvalue()}
     files["b.txt"] += b"boom\n"
-    spec = spec_of(files, model=str(tmp_path / "break"), batch_size=10)
-    spec = spec.model_copy(update={"output": spec.output.model_copy(update={"rows_per_part": 50})})
+    spec = spec_of(files, model=str(tmp_path / "break"), batch_size=40)
+    spec = spec.model_copy(update={"output": spec.output.model_copy(update={"rows_per_part": 80})})
     broken_off(spec, cluster.gcs_address)
     records = [key for key in keys_under(spec.output.uri) if "checkpoint/run-1-0" in key]
     assert records

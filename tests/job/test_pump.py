@@ -63,6 +63,9 @@ class FakeEngine:
     def is_busy(self):
         return bool(self._left)
 
+    def abort(self, request_id):
+        del self._left[request_id]
+
 
 @pytest.fixture
 def engine():
@@ -100,6 +103,18 @@ def test_an_empty_batch_is_done_at_once(pump):
 def test_a_batch_does_not_wait_for_one_that_came_before(pump):
     held = pump.submit(calls("slow*held"))
     assert (texts(pump.submit(calls("fast"))), held.done()) == (["FAST"], False)
+
+
+def test_a_request_that_takes_too_long_is_given_up_and_the_others_go_on(engine):
+    pump = Pump(engine, request_timeout_s=0.3)
+    late, good = pump.submit(calls("slow*held", "fast")).result(WAIT_S)
+    assert (late.columns(), good.text) == (
+        {"stage": "engine", "error_type": "RequestTimeout", "error": "no answer in 0.3 s (retry.request_timeout)"},
+        "FAST",
+    )
+    assert not engine.is_busy()
+    assert texts(pump.submit(calls("next"))) == ["NEXT"]
+    pump.close()
 
 
 def test_batches_run_in_the_engine_together(pump, engine):

@@ -1,6 +1,10 @@
 import json
 import pickle
+import threading
+import time
 import uuid
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import boto3
 import pyarrow.fs as pafs
@@ -317,12 +321,59 @@ def test_wrong_credentials_are_told_when_looking_up(bucket_uri, monkeypatch):
         storage.children(bucket_uri)
 
 
+@pytest.fixture
+def key_server(stack, monkeypatch, tmp_path):
+    """Gives the stack's keys as a container's credentials are given, each time for seven seconds; the times asked."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            end = datetime.now(UTC) + timedelta(seconds=7)
+            keys = {"AccessKeyId": stack.access_key, "SecretAccessKey": stack.secret_key, "Token": ""}
+            content = json.dumps(keys | {"Expiration": end.strftime("%Y-%m-%dT%H:%M:%SZ")}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"http://127.0.0.1:{server.server_port}/keys")
+    yield asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_credentials_that_expire_are_fetched_again_by_the_same_store(bucket_uri, key_server):
+    first, _ = storage.filesystem(bucket_uri)
+    for at in range(3):
+        storage.write_bytes(f"{bucket_uri}/{at}", b"x")
+        time.sleep(1.3)
+    assert storage.filesystem(bucket_uri)[0] is first
+    assert len(key_server) >= 2
+
+
+def test_a_store_is_connected_to_once_until_the_environment_changes(bucket_uri, monkeypatch):
+    first, _ = storage.filesystem(f"{bucket_uri}/a")
+    assert storage.filesystem(f"{bucket_uri}/b")[0] is first
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+    assert storage.filesystem(f"{bucket_uri}/a")[0] is not first
+
+
 @pytest.mark.parametrize(("hasty", "most_s"), [(True, 20), (False, 600)])
 def test_a_hasty_filesystem_gives_up_sooner(monkeypatch, hasty, most_s):
     given = {}
     monkeypatch.setattr(storage.pafs, "S3FileSystem", lambda **options: given.update(options))
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    storage.filesystem("s3://bucket/a", hasty=hasty)
+    monkeypatch.setattr(storage.pafs, "resolve_s3_region", lambda _bucket: "us-east-1")
+    storage._s3.__wrapped__("bucket", (), anonymous=False, hasty=hasty)
     tries = given["retry_strategy"].max_attempts
     assert tries * (given["connect_timeout"] + given["request_timeout"]) <= most_s
 
