@@ -13,6 +13,7 @@ TOKEN = STATE / "local" / "auth_token"  # where the stack will look for it
 TOKEN.parent.mkdir(mode=0o700)
 TOKEN.write_text(secrets.token_hex(32))
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(TOKEN), "RAYFERRY_STATE": str(STATE)}
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # the head keeps to the loopback address, and so must a driver
 atexit.register(shutil.rmtree, STATE, ignore_errors=True)
 
 BIN = Path(sys.executable).parent
