@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := $(shell find job runtime_env submit -name '*.py' -o -name '*.yaml' -o -name '*.jsonl') pyproject.toml MANIFEST.in README.md
 
-.PHONY: demo test venv lint types unit e2e chaos chaos-runs bench lock clean
+.PHONY: demo test venv lint types unit e2e slow chaos chaos-runs bench lock clean
 
 demo: venv
 	$(BIN)/rayferry demo
@@ -39,10 +39,14 @@ types: venv
 	$(BIN)/mypy -p rayferry.job -p rayferry.runtime_env -p rayferry.submit
 
 unit: venv
-	$(BIN)/pytest -q -m "not e2e and not chaos and not chaos_runs"
+	$(BIN)/pytest -q -m "not e2e and not slow and not chaos and not chaos_runs"
 
 e2e: venv
-	$(BIN)/pytest -q -m "e2e and not chaos"
+	$(BIN)/pytest -q -m "e2e and not slow and not chaos"
+
+# What CI runs beside `make test`.
+slow: venv
+	$(BIN)/pytest -q -m "slow and not chaos"
 
 chaos: venv
 	$(BIN)/pytest -q -m chaos
@@ -57,8 +61,11 @@ chaos-runs: venv
 bench: venv
 	$(BIN)/python tests/benchmarks/submit_overhead.py
 	$(BIN)/python tests/benchmarks/log_lag.py
-	$(BIN)/python tests/benchmarks/pipeline.py --rows 400000 --batch-size 32
+	$(BIN)/python tests/benchmarks/pipeline.py --rows 400000 1000000 --rounds 4 --batch-size 32
 	$(BIN)/python tests/benchmarks/pipeline.py --memory --rows 200000 2000000 --chars 100 --batch-size 32
+	$(BIN)/python tests/benchmarks/resume.py
+	$(BIN)/python tests/benchmarks/resume.py --s3
+	$(BIN)/python tests/benchmarks/checkpoint_cost.py
 
 # torch is named by hand: its CUDA libraries, where it has any, come with it.
 lock: venv

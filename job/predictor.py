@@ -65,7 +65,9 @@ class LLMPredictor:
                 reason += f". {engine.advice(spec, device, {})}"
             self._give_up(reason, error, loading=True)
         self._answers = Answers(spec, openai=openai, labels=getattr(loaded, "labels", None), parse_tools=parse_tools)
-        self._pump = Pump(loaded, spec.retry.engine_timeout_s, spec.retry.request_timeout_s)
+        self._pump = Pump(
+            loaded, spec.retry.engine_timeout_s, spec.retry.request_timeout_s, multiprocessing.active_children()
+        )
         if progress is not None:
             advice = engine.advice(spec, device, getattr(loaded, "limits", {}))
             progress.replica_ready.remote(time.monotonic() - start, loaded.version, self._life, advice)

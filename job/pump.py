@@ -1,6 +1,7 @@
 """Keeps one engine busy: many batches in flight at once, none waiting for another (continuous batching)."""
 
 import gc
+import math
 import queue
 import threading
 import time
@@ -8,12 +9,14 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
 from rayferry.job.calls import Call
 from rayferry.job.errors import EngineError
 from rayferry.job.rows import RowError
 
+_LOOK_EVERY_S = 1.0
 _GC_THRESHOLDS = (10_000, 20, 100)  # a look at all that is new since the start every twenty million objects
 
 
@@ -85,16 +88,24 @@ class Pump:
     engine is taken for dead: every batch, waiting and later, fails with `EngineError`. So it is if it does not return.
     """
 
-    def __init__(self, engine: Engine, timeout_s: float | None = None, request_timeout_s: float | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        timeout_s: float | None = None,
+        request_timeout_s: float | None = None,
+        processes: Sequence[BaseProcess] = (),
+    ) -> None:
         """Starts the thread.
 
         Args:
             engine: whom to feed.
             timeout_s: most time for the engine to return from one call.
             request_timeout_s: most time for one request, from when the engine has it.
+            processes: what the engine runs in; vLLM waits for ever for one that was killed.
         """
         self._engine = engine
         self._timeout_s = timeout_s
+        self._processes = processes
         self._request_timeout_s = request_timeout_s
         self._added: deque[tuple[float, str]] = deque()  # in order; only where requests have a timeout
         self._called_at: float | None = None
@@ -111,7 +122,7 @@ class Pump:
         gc.set_threshold(*_GC_THRESHOLDS)
         self._thread = threading.Thread(target=self._run, name="rayferry-pump", daemon=True)
         self._thread.start()
-        if timeout_s is not None:
+        if timeout_s is not None or processes:
             threading.Thread(target=self._watch, name="rayferry-watchdog", daemon=True).start()
 
     def submit(self, calls: Sequence[Call]) -> "Future[list[Any]]":
@@ -186,13 +197,17 @@ class Pump:
                 batch.settle(index, RowError("engine", "RequestTimeout", why))
 
     def _watch(self) -> None:
-        assert self._timeout_s is not None  # noqa: S101  # else there is no such thread
         while self._thread.is_alive() and self._dead is None:
             called_at = self._called_at
-            left = self._timeout_s - (time.monotonic() - called_at if called_at is not None else 0)
-            if left < 0:
+            left = math.inf
+            if self._timeout_s is not None:
+                left = self._timeout_s - (time.monotonic() - called_at if called_at is not None else 0)
+            ended = next((process for process in self._processes if not process.is_alive()), None)
+            if ended is not None:
+                self._fail(RuntimeError(f"its process {ended.name} ended (exit code {ended.exitcode})"))
+            elif left < 0:
                 self._fail(TimeoutError(f"it hangs: no step ended in {self._timeout_s:g} s (retry.engine_timeout)"))
-            self._thread.join(max(0.05, left))
+            self._thread.join(min(_LOOK_EVERY_S, max(0.05, left)))
 
     def _fail(self, error: BaseException) -> None:
         with self._lock:

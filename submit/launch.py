@@ -232,7 +232,9 @@ def conclude(cluster: Cluster, info: JobInfo, *, as_json: bool = False) -> int:
     elif manifest:
         report.note(report.summary(manifest))
         if manifest["counts"]["failed"]:
-            report.note(f"look at the failed rows: rayferry preview {manifest['output_uri'].rstrip('/')}/errors/")
+            uri = manifest["output_uri"]
+            report.note(f"look at the failed rows: rayferry preview {quote(uri.rstrip('/') + '/errors/')}")
+            report.note(f"try them again: {cluster.command(f'resume {quote(uri)} --retry-failed')}")
     elif missing:
         report.note(f"the manifest cannot be read from here: {missing}")
     if as_json:

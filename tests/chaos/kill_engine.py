@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pyarrow.parquet as pq
 
-RECORDS = 3
+RECORDS = 2
 
 
 def job(folder, model, count):
@@ -26,8 +26,8 @@ def job(folder, model, count):
     spec = {
         "model": model,
         "input": {"uri": str(folder / "in")},
-        "output": {"uri": str(folder / "out"), "rows_per_part": 64},
-        "sampling": {"temperature": 0, "max_tokens": 256, "ignore_eos": True},
+        "output": {"uri": str(folder / "out"), "rows_per_part": max(8, count // 15)},
+        "sampling": {"temperature": 0, "max_tokens": 128, "ignore_eos": True},
         "engine": {"max_model_len": 1024, "max_num_seqs": 64, "enforce_eager": True},
     }
     (folder / "spec.json").write_text(json.dumps(spec))
@@ -51,7 +51,7 @@ def wait_for(what, timeout_s=300):
 
 
 def run(folder, model, count, victim):
-    """One run, with one kill: of `replica`, or of the engine's process, its `child`."""
+    """One run, with one kill: of `replica`, or of the `engine`'s own."""
     spec = job(folder, model, count)
     records = folder / "out/_meta/checkpoint"
     with (folder / "log").open("w") as log:
@@ -60,7 +60,8 @@ def run(folder, model, count, victim):
         wait_for(lambda: (records.exists() and len(list(records.iterdir())) >= RECORDS) or driver.poll() is not None)
         process = replica()
         children = process.children(recursive=True)
-        (process if victim == "replica" else children[0]).kill()
+        largest = max(children, key=lambda child: child.memory_info().rss, default=process)  # the engine's
+        (process if victim == "replica" else largest).kill()
         start = time.monotonic()
         _, alive = psutil.wait_procs([process, *children], timeout=60)
         left_s = round(time.monotonic() - start, 1)
@@ -83,7 +84,7 @@ def run(folder, model, count, victim):
 def main():
     folder, model = Path(sys.argv[1]), sys.argv[2]
     count = int(sys.argv[3]) if len(sys.argv) > 3 else 2000
-    for victim in ("replica", "child"):
+    for victim in sys.argv[4:] or ("replica", "engine"):
         print("RESULT", json.dumps(run(folder / victim, model, count, victim)), flush=True)
 
 

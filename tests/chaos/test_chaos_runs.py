@@ -47,6 +47,7 @@ def test_a_run_that_is_disturbed_is_exact_in_the_end(runs, seed):
     check(runs, seed)
 
 
+@pytest.mark.slow
 def test_of_two_that_start_a_run_at_once_one_runs_and_the_other_is_told_who(runs):
     codes, said = runs.at_once("run-here", "run-there")
     winner = ["run-here", "run-there"][codes.index(0)]

@@ -20,7 +20,7 @@ from rayferry.submit.local import stack as local_stack
 
 from .conftest import COMMAND, ENGINE, PROMPTS
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 ROOT = "s3://rayferry/e2e/canary/"
 HARMLESS = "harmless-" + secrets.token_hex(8)  # a search that finds this is not blind

@@ -26,6 +26,7 @@ SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbi
 MISSING = [name for name, path in (("sshd", SSHD), *((n, shutil.which(n)) for n in ("ssh", "rsync"))) if not path]
 pytestmark = [
     pytest.mark.e2e,
+    pytest.mark.slow,
     pytest.mark.skipif(bool(MISSING), reason=f"not installed here: {', '.join(MISSING)} (openssh-server, rsync)"),
 ]
 JOB = "over-ssh"

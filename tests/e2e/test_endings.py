@@ -17,6 +17,7 @@ def test_the_status_and_the_log_of_a_job_that_is_over_are_in_s3_too(late_job, ra
     assert rayferry("logs", "--raw", "late").stdout.startswith(copy)
 
 
+@pytest.mark.slow
 def test_an_engine_that_cannot_start_is_quoted_in_a_line(job_file, rayferry):
     done = rayferry("submit", job_file("toolong", engine={"max_model_len": 1000000}))
     assert done.returncode == 1

@@ -54,6 +54,7 @@ def parts_there(name):
     return {uri for uri, _ in keys if uri.endswith(".parquet")}
 
 
+@pytest.mark.slow
 def test_a_run_whose_driver_is_killed_is_gone_on_with_by_the_same_command(job_file):
     process = follow("submit", slow_job(job_file, "killed"), "--submission-id", "killed")
     wait_for_records("killed")

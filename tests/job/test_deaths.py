@@ -151,6 +151,7 @@ def test_an_engine_that_dies_once_is_started_again_and_no_row_is_blamed(carry_ou
     assert done.said.count(f"a replica's engine died ({reason}); it is started again") == 1
 
 
+@pytest.mark.slow
 def test_an_engine_that_always_dies_ends_the_run_with_the_reason_and_what_to_change(carry_out):
     with pytest.raises(JobError) as raised:
         carry_out(["raise"] * 60)

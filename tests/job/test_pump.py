@@ -1,3 +1,4 @@
+import multiprocessing
 import threading
 import time
 from types import SimpleNamespace
@@ -115,6 +116,17 @@ def test_a_request_that_takes_too_long_is_given_up_and_the_others_go_on(engine):
     assert not engine.is_busy()
     assert texts(pump.submit(calls("next"))) == ["NEXT"]
     pump.close()
+
+
+def test_an_engine_whose_own_process_is_killed_is_dead_though_it_does_not_return(engine):
+    process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=[60], name="EngineCore", daemon=True)
+    process.start()
+    engine.step = lambda: time.sleep(3) or []  # as vLLM waits for what cannot come
+    pump = Pump(engine, timeout_s=600, processes=[process])
+    waiting = pump.submit(calls("a"))
+    process.kill()
+    with pytest.raises(EngineError, match=r"^the engine died: RuntimeError: its process EngineCore ended"):
+        waiting.result(WAIT_S)
 
 
 def test_batches_run_in_the_engine_together(pump, engine):

@@ -114,6 +114,13 @@ def test_the_outcome_as_json_is_exactly_this(finish, out, write_manifest):
     }
 
 
+def test_failed_rows_are_told_with_the_commands_that_show_them_and_try_them_again(finish, out, write_manifest):
+    write_manifest(out, "job-1", succeeded=3, failed=1)
+    words = finish("SUCCEEDED", 0)[2]
+    assert f"rayferry preview {out}errors/\n" in words
+    assert f"rayferry resume {out} --retry-failed" in words
+
+
 @pytest.mark.parametrize(("status", "driver"), [("SUCCEEDED", 0), ("FAILED", 1), ("FAILED", 6), ("STOPPED", None)])
 def test_every_end_gives_json_where_json_is_asked_for(finish, status, driver):
     code, datum, _ = finish(status, driver, as_json=True)

@@ -299,6 +299,7 @@ def _use(patch, found):
     patch.setattr(boto3, "DEFAULT_SESSION", None)
 
 
+@pytest.mark.slow
 def test_two_ups_at_once_bring_up_one_stack(life):
     assert life.first == life.twin
 

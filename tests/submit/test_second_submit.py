@@ -44,6 +44,7 @@ def uploads(stack, tmp_path, bucket_uri):
     proxy.close()
 
 
+@pytest.mark.slow
 def test_only_a_changed_job_is_uploaded_again(uploads):
     found = [uploads(), uploads(), uploads("--set", "sampling.max_tokens=7")]
     assert found == [(1, 2), (0, 2), (1, 2)]  # the second POST is what stops the job
