@@ -60,8 +60,8 @@ def run(folder, model, count, victim):
         wait_for(lambda: (records.exists() and len(list(records.iterdir())) >= RECORDS) or driver.poll() is not None)
         process = replica()
         children = process.children(recursive=True)
-        largest = max(children, key=lambda child: child.memory_info().rss, default=process)  # the engine's
-        (process if victim == "replica" else largest).kill()
+        engine = next((child for child in children if "EngineCore" in " ".join(child.cmdline())), process)
+        (process if victim == "replica" else engine).kill()
         start = time.monotonic()
         _, alive = psutil.wait_procs([process, *children], timeout=60)
         left_s = round(time.monotonic() - start, 1)
