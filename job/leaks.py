@@ -38,6 +38,7 @@ _SHAPES.append(("a private key", re.compile(r"-----BEGIN [A-Z0-9 ]*PRIVATE KEY--
 # A password that is only a place for one is none: `${NAME}`, `{name}`, `<name>`, `%(name)s`, `***`.
 _BLANK = r"(?!(?:\$\{?\w+\}?|\{[^}\s]{0,99}\}|<[^>\s]{0,99}>|%(?:\(\w+\))?s|\*+)@)"
 _URL = re.compile(r"://[^\s/?#:@'\"]*:" + _BLANK + r"[^\s/?#@'\"]+@")
+_USER = re.compile(r"(?<![\w/*])[\w.+-]+:[^\s@/'\"]+@(?=[\w\[])")  # the same without a scheme
 _PIP_URL = re.compile(r"://(?!git@|(?:[^\s/@]*:)?\$\{\w+\}@)[^\s/@]+@")
 
 _NAMES = re.compile(
@@ -81,7 +82,7 @@ def mask(text: str) -> str:
     """The text with *** for everything that looks like a secret."""
     for _, shape in _SHAPES:
         text = shape.sub(MASK, text)
-    return _URL.sub(f"://{MASK}@", text)
+    return _USER.sub(f"{MASK}@", _URL.sub(f"://{MASK}@", text))
 
 
 def shown(path: str, value: object) -> str:

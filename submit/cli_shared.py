@@ -51,6 +51,20 @@ class _Verify(click.ParamType):  # type: ignore[type-arg]  # older clicks take n
         return str(path)
 
 
+class _TwiceError(ValueError):
+    """The number of an entry whose name came before."""
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, if no name is in it twice, in whatever case."""
+    seen: set[str] = set()
+    for number, (name, _) in enumerate(pairs, 1):
+        if name.lower() in seen:
+            raise _TwiceError(number)
+        seen.add(name.lower())
+    return dict(pairs)
+
+
 class _Secrets(click.ParamType):  # type: ignore[type-arg]
     """A JSON object of strings. What is wrong with it is told without showing it."""
 
@@ -66,7 +80,9 @@ class _Secrets(click.ParamType):  # type: ignore[type-arg]
         variable = getattr(param, "envvar", None)
         place = f" (here or in {variable})" if variable else ""
         try:
-            found = json.loads(value)
+            found = json.loads(value, object_pairs_hook=_pairs)
+        except _TwiceError as error:
+            self.fail(f"entry {error}{place} has the name of one before it", param, ctx)
         except ValueError:
             self.fail(f'not JSON{place}; write an object of strings: \'{{"NAME": "VALUE"}}\'', param, ctx)
         if not isinstance(found, dict) or not all(isinstance(one, str) for one in found.values()):

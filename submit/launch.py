@@ -73,7 +73,8 @@ def submit(
     see = address.command(f"status {quote(submission_id)}")
     with if_interrupted(f"interrupted while submitting: see whether it was started: {see}"):
         cluster.submit(request)
-    report.note(f"submitted {submission_id} to {address.url}")
+    with if_interrupted(going_on(cluster, submission_id)):
+        report.note(f"submitted {submission_id} to {address.url}")
     return cluster, request
 
 
@@ -147,11 +148,14 @@ def to_its_end(cluster: Cluster, submission_id: str, watch: Watch) -> JobInfo | 
         return _second_thoughts(cluster, submission_id)
 
 
+def going_on(cluster: Cluster, submission_id: str) -> str:
+    """What to do about a job that is left alone."""
+    follow_it, stop_it = (cluster.command(f"{words} {quote(submission_id)}") for words in ("logs -f", "stop"))
+    return f"{submission_id} goes on. Follow it: {follow_it}\nStop it: {stop_it}"
+
+
 def _detach(cluster: Cluster, submission_id: str) -> None:
-    report.note(
-        f"\ndetached: {submission_id} goes on. Follow it: {cluster.command(f'logs -f {quote(submission_id)}')}\n"
-        f"Stop it: {cluster.command(f'stop {quote(submission_id)}')}"
-    )
+    report.note(f"\ndetached: {going_on(cluster, submission_id)}")
 
 
 def _second_thoughts(cluster: Cluster, submission_id: str) -> JobInfo | None:
@@ -229,6 +233,8 @@ def conclude(cluster: Cluster, info: JobInfo, *, as_json: bool = False) -> int:
         report.note(f"{info.submission_id} {_WORDS.get(info.status, info.status)}")
         if info.status == "FAILED":
             explain(cluster, info)
+        elif info.output_uri:
+            report.note(f"go on with it: {cluster.command(f'resume {quote(info.output_uri)}')}")
     elif manifest:
         report.note(report.summary(manifest))
         if manifest["counts"]["failed"]:

@@ -1,5 +1,6 @@
 """What people see: lines on stderr, the datum on stdout, tables where there are rows."""
 
+import io
 import json
 import time
 from collections.abc import Iterable, Sequence
@@ -38,12 +39,11 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, to_stderr
     drawn = Table(*columns, show_lines=False, header_style="bold")
     for row in rows:
         drawn.add_row(*(Text(_visible("" if cell is None else cell), overflow="fold") for cell in row))
-    console = Console(stderr=to_stderr, highlight=False)
-    if not console.is_terminal:
-        console.width = _WIDTH  # a script's grep must not meet a folded id
-    with console.capture() as captured:
-        console.print(drawn)
-    (note if to_stderr else datum)(captured.get().rstrip("\n"))
+    there, text = Console(stderr=to_stderr), io.StringIO()
+    # a script's grep must not meet a folded id
+    width = there.width if there.is_terminal else _WIDTH
+    Console(file=text, width=width, force_terminal=there.is_terminal, highlight=False).print(drawn)
+    (note if to_stderr else datum)(text.getvalue().rstrip("\n"))
 
 
 def _visible(cell: object) -> str:

@@ -274,3 +274,16 @@ def test_a_reference_is_no_secret():
     references = {"A": "env:HF_TOKEN", "B": "secretsmanager:my/secret#token", "C": "ssm:/a/password", "D": "file:/t"}
     spec = parse(MINIMAL | {"runtime_env": {"secrets": references}}, "")
     assert json.loads(json.dumps(spec.to_json()))["runtime_env"]["secrets"] == references
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("'bob:hunter2@h:8265' is no address", "'***@h:8265' is no address"),
+        ("user:a+b=c@[::1]:8265", "***@[::1]:8265"),
+        ("s3://anonymous@bucket/x", "s3://anonymous@bucket/x"),
+        ("mail me@here.test: now", "mail me@here.test: now"),
+    ],
+)
+def test_a_name_and_password_before_a_host_are_masked_without_a_scheme_too(text, masked):
+    assert mask(text) == masked

@@ -187,6 +187,12 @@ def test_a_header_that_http_sets_itself_is_wrong_usage(flags, name):
     assert (code, f"{name} (here or in RAY_JOB_HEADERS) is set by HTTP itself" in " ".join(output.split())) == (2, True)
 
 
+def test_a_header_that_is_given_twice_is_wrong_usage_and_not_shown(flags):
+    code, output = flags("--headers", '{"X-Key": "first", "x-key": "second"}')
+    assert (code, "entry 2 (here or in RAY_JOB_HEADERS) has the name of one" in " ".join(output.split())) == (2, True)
+    assert "second" not in output
+
+
 @pytest.mark.parametrize(
     "words", [["status"], ["logs", "-f"], ["logs"], ["stop"], ["resume"], ["result"]], ids=" ".join
 )

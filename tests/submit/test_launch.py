@@ -175,7 +175,9 @@ def test_a_job_that_never_got_to_its_driver_is_explained_by_ray(finish):
 
 
 def test_a_stopped_job_says_so(finish):
-    assert "job-1 was stopped" in finish("STOPPED")[2].splitlines()
+    lines = finish("STOPPED")[2].splitlines()
+    assert "job-1 was stopped" in lines
+    assert any(line.startswith("go on with it: rayferry resume /") for line in lines)
 
 
 def test_a_failed_job_whose_log_cannot_be_had_is_explained_by_ray(fake_cluster, capsys):
