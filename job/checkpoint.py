@@ -10,7 +10,7 @@ import json
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rayferry.job import storage
@@ -137,15 +137,17 @@ def begin(
     else:
         _refuse_other(layout, before["settings"], now["settings"])
         _refuse_other_input(layout, before["files"], now["files"], new_files=new_files)
+    done = Done(attempts=[submission_id]) if before is None else _done(layout, submission_id)
     if before is None or before["files"] != now["files"]:
-        if before is not None:
-            storage.remove(layout.manifest_uri)  # of a run that was over, and is no more
+        if done.manifest is not None:  # of a run that was over, and is no more
+            storage.remove(layout.manifest_uri)
+            done = replace(done, manifest=None)
         run = submission_id if before is None else before["run"]
         state = {"schema_version": SCHEMA_VERSION, "run": run, **now}
         storage.write_bytes(layout.run_uri, json.dumps(state).encode())
     attempt = {"schema_version": SCHEMA_VERSION, "submission_id": submission_id}
     storage.write_bytes(f"{layout.attempts_uri}{submission_id}.json", json.dumps(attempt).encode())
-    return Done(attempts=[submission_id]) if before is None else _done(layout, submission_id)
+    return done
 
 
 def _empty(layout: Layout) -> None:
@@ -245,11 +247,15 @@ def _done(layout: Layout, submission_id: str) -> Done:
         asked = [uri for uri in uris if not uri.endswith(_FILES)]
         found = {uri: record for uri, record in zip(asked, threads.map(Record.read, asked), strict=True) if record}
         read_files = list(threads.map(_read_json, [uri for uri in uris if uri.endswith(_FILES)]))
-    kept, repeated = _apart(found)
     manifest = _read_json(layout.manifest_uri)
     if manifest is None:
-        for uri in repeated:
-            storage.remove(uri)
+        kept, late = _apart(found)
+    else:
+        listed = {part["uri"] for part in manifest["parts"]}
+        late = [uri for uri, record in found.items() if any(part["uri"] not in listed for part in record.parts)]
+        kept = {uri: record for uri, record in found.items() if uri not in late}
+    for uri in late:
+        storage.remove(uri)
     return Done(
         records=kept,
         num_rows={path: rows for files in read_files if files for path, rows in files.items()},

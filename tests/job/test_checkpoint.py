@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from rayferry.job import checkpoint, storage
@@ -75,8 +77,8 @@ def test_a_finished_run_is_told_as_one(attempt, layout):
 
 def test_a_finished_run_that_is_resumed_gives_its_manifest(attempt, layout):
     attempt("run-1")
-    storage.write_bytes(layout.manifest_uri, b'{"a": 1}')
-    assert attempt("run-2", resume=True).manifest == {"a": 1}
+    storage.write_bytes(layout.manifest_uri, b'{"parts": []}')
+    assert attempt("run-2", resume=True).manifest == {"parts": []}
 
 
 def test_an_output_of_somebody_else_cannot_be_resumed(attempt, layout):
@@ -142,7 +144,7 @@ def test_new_files_are_taken_where_that_is_said(attempt):
 
 def test_a_run_that_is_over_is_so_no_more_when_new_files_are_taken(attempt, layout):
     attempt("run-1")
-    storage.write_bytes(layout.manifest_uri, b"{}")
+    storage.write_bytes(layout.manifest_uri, b'{"parts": []}')
     assert attempt("run-2", files=[A, B, NEW], resume=True, new_files=True).manifest is None
     assert storage.read_bytes(layout.manifest_uri) is None
 
@@ -185,6 +187,17 @@ def test_of_two_records_of_a_row_one_counts_and_the_other_goes(attempt, layout):
     assert len(done.spans["/in/a.txt"]) == 19
     left = storage.children(layout.checkpoint_uri)
     assert left == ["run-1-000000.json", "run-1-000001.json"]
+
+
+@pytest.mark.parametrize("files", [FILES, [A, B, NEW]], ids=["same", "new input"])
+def test_of_a_run_that_is_over_the_manifest_says_which_records_count(attempt, layout, files):
+    attempt("run-1")
+    name = write_part(layout, "run-1", 0, {"/in/a.txt": [[4, 9]]})
+    storage.write_bytes(layout.manifest_uri, json.dumps({"parts": [{"uri": layout.data_uri + name}]}).encode())
+    write_part(layout, "run-0", 7, {"/in/a.txt": [[0, 5]]})  # by a worker that outlived its attempt
+    done = attempt("run-2", files=files, resume=True, new_files=True)
+    assert list(done.records) == [checkpoint.record_uri(layout, "run-1", 0)]
+    assert storage.children(layout.checkpoint_uri) == ["run-1-000000.json"]
 
 
 def test_a_run_that_answered_a_row_twice_gets_no_manifest():
