@@ -252,8 +252,8 @@ def _done(layout: Layout, submission_id: str) -> Done:
         kept, late = _apart(found)
     else:
         listed = {part["uri"] for part in manifest["parts"]}
-        late = [uri for uri, record in found.items() if any(part["uri"] not in listed for part in record.parts)]
-        kept = {uri: record for uri, record in found.items() if uri not in late}
+        kept = {uri: record for uri, record in found.items() if all(part["uri"] in listed for part in record.parts)}
+        late = sorted(found.keys() - kept.keys())
     for uri in late:
         storage.remove(uri)
     return Done(

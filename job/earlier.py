@@ -34,11 +34,11 @@ class Earlier:
             flag = "--retry-failed" if self.retry_failed else "--resume"
             msg = f"{flag} goes on with what is there, --overwrite removes it: give one of them"
             raise SpecError(msg)
+        if self.retry_failed:
+            object.__setattr__(self, "resume", True)  # trying again is a way to resume
         if self.new_input and not self.resume:
             msg = "--new-input says how to resume: give --resume too"
             raise SpecError(msg)
-        if self.retry_failed:
-            object.__setattr__(self, "resume", True)  # trying again is a way to resume
 
     @property
     def may_hold(self) -> bool:

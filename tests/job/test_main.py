@@ -252,6 +252,7 @@ def test_the_log_of_a_driver_out_of_time_is_copied_to_its_last_line(driver):
         Earlier(resume=True, over=("a", "b")),
         Earlier(resume=True, new_input=True),
         Earlier(retry_failed=True),
+        Earlier(retry_failed=True, new_input=True),
         Earlier(overwrite=True),
     ],
 )

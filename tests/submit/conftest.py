@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import sysconfig
 import threading
 import time
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ from rayferry.submit.preflight import preflight
 from rayferry.submit.request import build_request
 
 GUARD_S = 10.0
+COMMAND = str(Path(sysconfig.get_path("scripts")) / "rayferry")
+PIPES = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
 
 @pytest.fixture(autouse=True)
@@ -454,3 +457,19 @@ def probe(job_data):
         return next(probe for probe in probes if probe.name == name)
 
     return run
+
+
+@pytest.fixture
+def process():
+    """Starts the installed command as a process."""
+    started = []
+
+    def start(*arguments, **options):
+        started.append(subprocess.Popen([COMMAND, *map(str, arguments)], **(PIPES | options)))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.poll() is None:
+            one.kill()
+        one.communicate()

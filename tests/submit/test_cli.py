@@ -5,8 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import sysconfig
-from pathlib import Path
 
 import click
 import pytest
@@ -19,7 +17,6 @@ from rayferry.submit.cli_shared import CHECKS
 from rayferry.submit.client import JobInfo
 from rayferry.submit.local.ports import free_ports
 
-COMMAND = str(Path(sysconfig.get_path("scripts")) / "rayferry")
 HEAVY = {"ray", "boto3", "botocore", "pyarrow", "numpy", "pandas", "torch", "vllm", "pydantic", "requests", "rich"}
 
 
@@ -43,23 +40,6 @@ def rayferry():
         return result
 
     return run
-
-
-@pytest.fixture
-def process():
-    """Starts the installed command as a process."""
-    started = []
-
-    def start(*arguments, **options):
-        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen([COMMAND, *map(str, arguments)], **(pipes | options)))
-        return started[-1]
-
-    yield start
-    for one in started:
-        if one.poll() is None:
-            one.kill()
-        one.communicate()
 
 
 @pytest.fixture

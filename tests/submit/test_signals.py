@@ -5,29 +5,10 @@ import pty
 import signal
 import socket
 import subprocess
-import sysconfig
-from pathlib import Path
 
 import pytest
 
-COMMAND = str(Path(sysconfig.get_path("scripts")) / "rayferry")
-PIPES = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-
-
-@pytest.fixture
-def process():
-    """Starts the installed command as a process."""
-    started = []
-
-    def start(*arguments, **options):
-        started.append(subprocess.Popen([COMMAND, *map(str, arguments)], **(PIPES | options)))
-        return started[-1]
-
-    yield start
-    for one in started:
-        if one.poll() is None:
-            one.kill()
-        one.communicate()
+from .conftest import COMMAND
 
 
 @pytest.fixture
