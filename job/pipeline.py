@@ -31,8 +31,8 @@ MASKED = "***"  # in spec.json, in place of the value of an environment variable
 # Rows that should be with an engine at once: twice the most sequences that vLLM runs together by default.
 _ROWS_IN_FLIGHT = {"gpu": 2048, "cpu": 512}
 _MIN_BLOCKS_IN_FLIGHT, _MAX_BLOCKS_IN_FLIGHT = 3, 64
-# Ray Data runs this many batches of one block at a time.
-_BATCHES_PER_BLOCK = 4
+# Each batch is two calls to the board; Ray Data runs at most four batches of a block at a time.
+_BATCHES_PER_BLOCK = 2
 # Pieces of the input for one replica alone, and for each of several, which have to end together.
 _BLOCKS_ALONE, _BLOCKS_PER_REPLICA = 16, 64
 _MAX_ROWS_PER_BLOCK = 12_288
