@@ -43,3 +43,9 @@ def describe(spec: JobSpec, package_name: str) -> dict[str, Any]:
 def entrypoint(submission_id: str, options: Sequence[str] = ()) -> str:
     """The shell line that Ray runs in the unpacked package."""
     return shlex.join(["python", "-m", "rayferry.job", SPEC_NAME, "--submission-id", submission_id, *options])
+
+
+def probe_entrypoint(*, may_hold: bool) -> str:
+    """The same for a look at the job's input, output and model alone; see `rayferry.job.probe`."""
+    options = ["--may-hold"] if may_hold else []
+    return shlex.join(["python", "-m", "rayferry.job.probe", SPEC_NAME, *options])

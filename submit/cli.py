@@ -103,6 +103,9 @@ def submit(
 
     spec = load_job(job, sets)
     timeout_s = seconds_of(timeout)
+    if no_wait and timeout is not None:
+        msg = "--timeout is how long to follow, and --no-wait does not follow; leave one out (the job's own: timeout)"
+        raise SpecError(msg)
     if submission_id is not None and not request.is_submission_id(submission_id):
         msg = f"--submission-id {submission_id!r}: use letters, digits, '.', '_' and '-', at most 128"
         raise SpecError(msg)
@@ -145,11 +148,21 @@ def _nowhere() -> str:
 @address_option
 @earlier_option
 @skip_option
+@click.option("--no-probe-job", is_flag=True, help="Leave what cannot be seen from here unseen.")
 @json_option
 def check(
-    job: Path, sets: tuple[str, ...], address: Flags, earlier: "Earlier", skip: tuple[str, ...], as_json: bool
+    job: Path,
+    sets: tuple[str, ...],
+    address: Flags,
+    earlier: "Earlier",
+    skip: tuple[str, ...],
+    no_probe_job: bool,
+    as_json: bool,
 ) -> None:
-    """Check what the job file JOB needs, and start nothing."""
+    """Check what the job file JOB needs, and start nothing of it.
+
+    What cannot be seen from here (no credentials, paths on the nodes) a small job looks at from the cluster.
+    """
     from dataclasses import asdict
 
     from rayferry.submit import report, request
@@ -160,11 +173,13 @@ def check(
     if place.note:
         report.note(place.note)
     from rayferry.submit.client import Cluster
-    from rayferry.submit.preflight import preflight
+    from rayferry.submit.preflight import ask_from_cluster, preflight
 
     package = request.build_request(spec, place.url, f"{spec.name}-check").package
     report.left_out(package)
     probes = preflight(spec, place, lambda: Cluster(place), package, skip, may_hold=earlier.may_hold)
+    if not no_probe_job and any((probe.name, probe.outcome) == ("cluster", "ok") for probe in probes):
+        probes = ask_from_cluster(spec, Cluster(place), probes, may_hold=earlier.may_hold)
     if as_json:
         report.json_datum([asdict(probe) for probe in probes])
     else:

@@ -212,6 +212,10 @@ class Cluster:
         """Asks the job to end. It has not ended when this returns."""
         self._transport.ask(lambda: self._transport.sdk.stop_job(_quoted(submission_id)), submission_id)
 
+    def forget(self, submission_id: str) -> None:
+        """Takes a job that is over off the cluster's list."""
+        self._transport.ask(lambda: self._transport.sdk.delete_job(_quoted(submission_id)), submission_id)
+
 
 def _quoted(submission_id: str) -> str:
     """An id as a part of a URL: Ray's client puts it in as it is."""

@@ -1,23 +1,31 @@
 """Checks before anything runs: each asks one thing, all at once, and none is waited for too long."""
 
+import json
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from rayferry.job.errors import RayferryError
+from rayferry.job.probe import MARK
 from rayferry.job.spec import JobSpec
 from rayferry.submit import probes, s3, sample
 from rayferry.submit.client import Cluster
 from rayferry.submit.config import Address
 from rayferry.submit.probes import PreflightError, UnseenError
+from rayferry.submit.request import build_probe
+from rayferry.submit.transport import ClusterError
 
 __all__ = ["PreflightError", "Probe", "preflight", "require"]
 
 T = TypeVar("T")
 _LIMIT_S = 25.0
+_CLUSTER_LIMIT_S = 120.0  # an environment may have to be installed first
+_POLL_S = 0.3
+_SEEN_FROM_CLUSTER = {"input", "output", "model"}
 # What becomes of a question that has no answer from here.
 _LATER = {
     "capacity": "the job plans its replicas again when it starts",
@@ -96,6 +104,73 @@ def preflight(
     return found
 
 
+def ask_from_cluster(spec: JobSpec, cluster: Cluster, found: Sequence[Probe], *, may_hold: bool = False) -> list[Probe]:
+    """Lets a node of the cluster look where the laptop cannot: what it has no credentials for, and paths there.
+
+    Runs a small job in the job's own environment, and takes it off the cluster's list again.
+
+    Args:
+        spec: the job.
+        cluster: where to look from.
+        found: what was seen from the laptop.
+        may_hold: the output may hold an earlier attempt.
+
+    Returns:
+        `found`, with the cluster's answers where it had none.
+    """
+    unseen = {probe.name for probe in found if probe.outcome == "unknown"} & _SEEN_FROM_CLUSTER
+    if not spec.model.startswith(("s3://", "/", "file://")):  # a hub id
+        unseen.discard("model")
+    if not unseen:
+        return list(found)
+    start = time.monotonic()
+    try:
+        answers = _answers_of(cluster, spec, may_hold=may_hold)
+    except RayferryError as error:
+        answers = dict.fromkeys(unseen, ("unknown", f"the cluster could not look either: {error}"))
+    seconds = time.monotonic() - start
+
+    def better(probe: Probe) -> Probe:
+        if probe.name not in unseen or probe.name not in answers:
+            return probe
+        outcome, text = answers[probe.name]
+        return replace(probe, outcome=outcome, text=f"{text} (seen from the cluster)", seconds=seconds)
+
+    return [better(probe) for probe in found]
+
+
+def _answers_of(cluster: Cluster, spec: JobSpec, *, may_hold: bool) -> dict[str, tuple[str, str]]:
+    """What `rayferry.job.probe` said.
+
+    Raises:
+        RayferryError: it could not run, or not in time.
+    """
+    request = build_probe(spec, cluster.url, may_hold=may_hold)
+    name = request.submission_id
+    cluster.submit(request)
+    deadline = time.monotonic() + _CLUSTER_LIMIT_S
+    try:
+        info = cluster.info(name)
+        while not info.is_over:
+            if time.monotonic() > deadline:
+                cluster.stop(name)
+                msg = f"its job {name} was not over in {_CLUSTER_LIMIT_S:g} s ({info.status}: {info.message})"
+                raise UnseenError(msg)
+            time.sleep(_POLL_S)
+            info = cluster.info(name)
+    except KeyboardInterrupt:
+        cluster.stop(name)
+        raise
+    lines = [line for line in cluster.logs(name).splitlines() if line.startswith(MARK)]
+    if not lines:
+        see = cluster.command(f"logs --raw {name}")
+        msg = f"its job {name} ended without an answer ({info.status}: {info.message}); see: {see}"
+        raise UnseenError(msg)
+    with suppress(ClusterError):  # it did what it was for
+        cluster.forget(name)
+    return {key: (outcome, text) for key, (outcome, text) in json.loads(lines[-1].removeprefix(MARK)).items()}
+
+
 def require(found: Sequence[Probe]) -> None:
     """Lets a job pass whose checks did not fail.
 
@@ -124,7 +199,7 @@ def _checks(
     listed = _Once(lambda: probes.list_input(spec, is_here))
     return {
         "cluster": lambda: probes.ask_cluster(cluster()),
-        "capacity": lambda: probes.ask_capacity(spec, cluster),
+        "capacity": lambda: probes.ask_capacity(spec, cluster, address.most),
         "input": lambda: probes.ask_input(listed()),
         "rows": lambda: sample.ask_rows(spec, listed),
         "output": lambda: probes.ask_output(spec, is_here, may_hold=may_hold),

@@ -3,14 +3,14 @@
 import re
 import secrets
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from rayferry.job import VERSION
 from rayferry.job.earlier import NOTHING_EARLIER, Earlier
 from rayferry.job.layout import Layout
 from rayferry.job.spec import JobSpec
-from rayferry.runtime_env.describe import describe, entrypoint
+from rayferry.runtime_env.describe import describe, entrypoint, probe_entrypoint
 from rayferry.runtime_env.staging import Package, stage
 
 SCHEMA_VERSION = 1
@@ -91,3 +91,10 @@ def build_request(spec: JobSpec, address: str, submission_id: str, earlier: Earl
         },
         content=package.content,
     )
+
+
+def build_probe(spec: JobSpec, address: str, *, may_hold: bool) -> SubmitRequest:
+    """A small job that looks at what the job needs, from the cluster; it says nothing of an output that it writes."""
+    request = build_request(spec, address, new_submission_id(f"{spec.name}-check"))
+    metadata = {METADATA_PREFIX + "version": VERSION, METADATA_PREFIX + "name": f"{spec.name} (check)"}
+    return replace(request, entrypoint=probe_entrypoint(may_hold=may_hold), metadata=metadata)

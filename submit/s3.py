@@ -48,9 +48,17 @@ def client(*, anonymous: bool = False) -> "S3Client":
 
 
 def split(uri: str) -> tuple[str, str]:
-    """`s3://bucket/key` as bucket and key."""
+    """`s3://bucket/key` as bucket and key.
+
+    Raises:
+        StorageError: it names no bucket.
+    """
     bucket, _, key = uri.removeprefix("s3://").partition("/")
-    return bucket.removeprefix("anonymous@"), key.lstrip("/")
+    bucket = bucket.removeprefix("anonymous@")
+    if not bucket:
+        msg = f"{uri}: names no bucket; write it so: s3://bucket/prefix/"
+        raise StorageError(msg)
+    return bucket, key.lstrip("/")
 
 
 def is_s3(uri: str) -> bool:

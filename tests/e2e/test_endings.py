@@ -1,6 +1,12 @@
 """What is said, and what stays, of jobs that do not end well. Their exit codes are in test_exit_codes.py."""
 
+import json
+
 import pytest
+
+from rayferry.submit import s3
+
+from .conftest import run
 
 pytestmark = pytest.mark.e2e
 
@@ -24,3 +30,22 @@ def test_an_engine_that_cannot_start_is_quoted_in_a_line(job_file, rayferry):
     assert "max_model_len" in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) < 25
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("outcome", ["ok", "failed"])
+def test_what_a_laptop_without_credentials_cannot_see_the_cluster_looks_at(job_file, monkeypatch, outcome):
+    path = job_file(f"unseen-{outcome}")
+    if outcome == "failed":
+        s3.write_bytes(f"s3://rayferry/e2e/unseen-{outcome}/out/data/a.parquet", b"somebody's")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    done = run("check", path, "--json")
+    found = {probe["name"]: (probe["outcome"], probe["text"]) for probe in json.loads(done.stdout)}
+    assert found["input"][0] == "ok"
+    assert "3 files" in found["input"][1]
+    assert (found["output"][0], done.returncode) == (outcome, int(outcome == "failed"))
+    assert "(seen from the cluster)" in found["output"][1]
+    assert "-check-" not in run("list").stdout
+    without = json.loads(run("check", path, "--no-probe-job", "--json").stdout)
+    assert {probe["outcome"] for probe in without if probe["name"] in {"input", "output"}} == {"unknown"}

@@ -281,7 +281,7 @@ class RayApi:
                 return left.pop(0)
         return None
 
-    def answer(self, method, path, body):  # noqa: C901, PLR0911  # one line a route
+    def answer(self, method, path, body):  # noqa: C901, PLR0911, PLR0912  # one line a route
         if path == "/api/version":
             return 200, {"version": "4", "ray_version": self.ray_version, "ray_commit": "c", "session_name": "s"}
         if path == "/api/v0/cluster_metadata" and self.python_version:
@@ -300,6 +300,9 @@ class RayApi:
         name = unquote(name)
         if name not in self.jobs:
             return 404, f"Job {name} does not exist"
+        if rest == "" and method == "DELETE":
+            del self.jobs[name]
+            return 200, {"deleted": True}
         if rest == "":
             self.asked.set()
             if len(self.statuses) > 1 and self.jobs[name].get("told"):
@@ -375,6 +378,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = _serve  # noqa: N815
     do_POST = _serve  # noqa: N815
     do_PUT = _serve  # noqa: N815
+    do_DELETE = _serve  # noqa: N815
 
     def _send(self, status, value, *, cut=False):
         content = value.encode() if isinstance(value, str) else json.dumps(value).encode()

@@ -294,6 +294,19 @@ def test_check_passes_with_exit_code_0_and_starts_nothing(rayferry, job_file, ra
     assert (result.exit_code, ray_api.jobs) == (0, {})
 
 
+def test_no_wait_with_a_time_to_follow_is_exit_code_2(rayferry, job_file, ray_api):
+    result = rayferry("submit", job_file, "--address", ray_api.url, "--no-wait", "--timeout", "5m")
+    assert (result.exit_code, "--no-wait does not follow" in result.stderr, ray_api.jobs) == (2, True, {})
+
+
+def test_a_uri_without_a_bucket_is_told_in_plain_words(rayferry):
+    result = rayferry("preview", "s3://")
+    assert (result.exit_code, result.stderr.strip()) == (
+        1,
+        "rayferry: error: s3://: names no bucket; write it so: s3://bucket/prefix/",
+    )
+
+
 def test_check_fails_with_exit_code_1(rayferry, job_file, ray_api):
     result = rayferry("check", job_file, "--address", ray_api.url, "--set", "resources.device=gpu", "--json")
     outcomes = {probe["name"]: probe["outcome"] for probe in json.loads(result.stdout)}

@@ -1,15 +1,17 @@
 """Checks before a job starts: all at once, each within its time, those left out that are to be."""
 
+import json
 import threading
 
 import pytest
 
+from rayferry.job.probe import MARK
 from rayferry.submit import preflight as preflight_module
 from rayferry.submit import probes as probes_module
 from rayferry.submit.cli_shared import CHECKS
-from rayferry.submit.client import UnreachableError
+from rayferry.submit.client import Cluster, UnreachableError
 from rayferry.submit.config import Address
-from rayferry.submit.preflight import PreflightError, Probe, preflight, require
+from rayferry.submit.preflight import PreflightError, Probe, ask_from_cluster, preflight, require
 
 HERE = Address("http://127.0.0.1:8265", "test")
 PACKAGE = {"files": [{"name": "spec.json", "num_bytes": 9}], "num_bytes": 9}
@@ -120,3 +122,60 @@ def test_a_check_that_breaks_off_does_not_take_the_others_with_it(spec, asked, m
     found = {probe.name: probe for probe in preflight(spec, HERE, asked, PACKAGE)}
     said = f"{name}: the check broke off: KeyError: 'ray_version'"
     assert (found[name].outcome, found[name].text, found["input"].outcome) == (outcome, said, "ok")
+
+
+UNSEEN = [Probe("input", "unknown", "no credentials", 0.1), Probe("model", "unknown", "a hub id", 0.0)]
+
+
+@pytest.fixture
+def look(ray_api, spec):
+    """Lets that cluster look, which answers so; gives what came of the checks."""
+    ray_api.log = "noise\n"
+
+    def run(found=UNSEEN, **answers):
+        if answers:
+            ray_api.log += MARK + json.dumps(answers) + "\n"
+        return ask_from_cluster(spec, Cluster(ray_api.url), found)
+
+    return run
+
+
+def test_the_cluster_answers_what_the_laptop_could_not(look):
+    seen = look(input=["ok", "3 files"], output=["failed", "not empty"], model=["ok", "there"])
+    assert [(probe.name, probe.outcome, probe.text) for probe in seen] == [
+        ("input", "ok", "3 files (seen from the cluster)"),
+        ("model", "unknown", "a hub id"),
+    ]
+
+
+def test_the_job_that_looks_writes_nowhere_and_is_taken_off_the_list(look, ray_api):
+    started = []
+    ray_api.on_start = lambda name: started.append(ray_api.jobs[name]["sent"])
+    look(input=["ok", "3 files"])
+    (sent,) = started
+    assert "rayferry.job.probe spec.json" in sent["entrypoint"]
+    assert "rayferry_output_uri" not in sent["metadata"]
+    assert ray_api.jobs == {}
+
+
+def test_where_all_is_seen_the_cluster_is_not_asked(look, ray_api):
+    found = [Probe("input", "ok", "1 file", 0.1), Probe("rows", "unknown", "x", 0.1), UNSEEN[1]]
+    assert look(found) == found
+    assert ray_api.requests == [] or all(method == "GET" for method, _ in ray_api.requests)
+
+
+def test_a_look_that_fails_is_said_and_fails_nothing(look, ray_api):
+    ray_api.statuses = ["FAILED"]
+    ray_api.message = "the environment could not be set up"
+    (probe, _) = look()
+    assert (probe.outcome, "the cluster could not look either" in probe.text) == ("unknown", True)
+    assert "the environment could not be set up" in probe.text
+
+
+def test_a_look_that_does_not_end_is_stopped(look, ray_api, monkeypatch):
+    monkeypatch.setattr(preflight_module, "_CLUSTER_LIMIT_S", 0.2)
+    monkeypatch.setattr(preflight_module, "_POLL_S", 0.05)
+    ray_api.statuses = ["PENDING"]
+    (probe, _) = look()
+    assert (probe.outcome, "was not over in 0.2 s (PENDING" in probe.text) == ("unknown", True)
+    assert ray_api.statuses == ["STOPPED"]
