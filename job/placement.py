@@ -1,6 +1,6 @@
 """What each replica runs on, decided from the job and the cluster's nodes before anything starts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 # Label of a node that the second autoscaler knows the type of; a head started by hand has none.
 GROUP_LABEL = "ray.io/node-group"
+_MAX_WORKERS = 2  # Ray's own, where a cluster's file says nothing
 ACCELERATOR_PREFIX = "accelerator_type:"  # Ray's name for the resource that tells a node's GPU model
 
 
@@ -61,7 +62,7 @@ class Placement:
     note: str = ""
 
 
-def plan(spec: JobSpec, nodes: Sequence[Node], *, autoscaling: bool) -> Placement:
+def plan(spec: JobSpec, nodes: Sequence[Node], *, autoscaling: bool, most: Sequence[Node] | None = None) -> Placement:
     """Chooses GPUs or CPUs for the replicas, and refuses what can never be scheduled.
 
     One GPU a replica: `num_gpus=1`, and no CPU, of which Ray Data would take one that reading needs. More:
@@ -71,7 +72,8 @@ def plan(spec: JobSpec, nodes: Sequence[Node], *, autoscaling: bool) -> Placemen
     Args:
         spec: the job.
         nodes: the nodes that are there now.
-        autoscaling: the cluster can start further nodes, of which nothing is known.
+        autoscaling: the cluster can start further nodes.
+        most: the most nodes that it can come to have then; None if nobody knows.
 
     Raises:
         JobError: no node can hold a replica, or not all of them fit.
@@ -82,9 +84,14 @@ def plan(spec: JobSpec, nodes: Sequence[Node], *, autoscaling: bool) -> Placemen
     if spec.resources.device == "cpu" or (spec.resources.device == "auto" and no_gpus):
         return _on_cpus(spec, nodes, autoscaling=autoscaling)
     size = spec.engine.world_size
-    fit = [node for node in nodes if kind is None or kind in node.accelerator_types]
     if not autoscaling:
-        _check_gpus(spec, fit, nodes)
+        _check_gpus(spec, nodes)
+    elif most is not None and (kind is None or any(node.accelerator_types for node in most)):
+        try:
+            _check_gpus(spec, most)
+        except JobError as error:
+            msg = f"{error} (this counts every node that the cluster's file lets its autoscaler start)"
+            raise JobError(msg) from error
     extra: dict[str, Any] = {"accelerator_type": kind} if kind else {}
     note = "" if has_gpus else "no node has a GPU yet: waiting for the autoscaler (resources.device: cpu takes CPUs)"
     if size == 1:
@@ -95,8 +102,29 @@ def plan(spec: JobSpec, nodes: Sequence[Node], *, autoscaling: bool) -> Placemen
     return Placement("gpu", {"num_gpus": 0}, [bundle] * size, note)
 
 
-def _check_gpus(spec: JobSpec, fit: Sequence[Node], nodes: Sequence[Node]) -> None:
+def most_nodes(config: Mapping[str, Any]) -> list[Node] | None:
+    """The most nodes that a cluster of Ray's launcher can come to have; None if its file does not say what they hold.
+
+    Where several types share one limit, each is counted up to it: no fewer than there can be.
+    Source: https://docs.ray.io/en/latest/cluster/vms/references/ray-cluster-configuration.html
+
+    Args:
+        config: the file; what it leaves out to the provider, such as the CPUs of an instance type, filled in by Ray.
+    """
+    in_all = config.get("max_workers", _MAX_WORKERS)
+    nodes: list[Node] = []
+    for name, kind in (config.get("available_node_types") or {}).items():
+        resources = kind.get("resources") or {}
+        if "CPU" not in resources:
+            return None
+        count = min(in_all, kind.get("max_workers", in_all)) + (name == config.get("head_node_type"))
+        nodes += [Node.from_ray(resources, None)] * count
+    return nodes or None
+
+
+def _check_gpus(spec: JobSpec, nodes: Sequence[Node]) -> None:
     size, kind = spec.engine.world_size, spec.resources.accelerator_type
+    fit = [node for node in nodes if kind is None or kind in node.accelerator_types]
     gpus = f"{kind} GPUs" if kind else "GPUs"
     largest = max((node.num_gpus for node in fit), default=0)
     have = ", ".join(sorted({name for node in nodes for name in node.accelerator_types}))

@@ -226,9 +226,9 @@ def address_of(flags: Flags, job_file: str | None = None) -> "Address":
     else:
         from rayferry.submit import tunnel
 
-        opened = tunnel.tunnel(tunnel.find_head(flags.cluster))
-        url = click.get_current_context().with_resource(opened)
-        chosen = resolve_address(url, job_file, os.environ, "--cluster")
+        head = tunnel.find_head(flags.cluster)
+        url = click.get_current_context().with_resource(tunnel.tunnel(head))
+        chosen = replace(resolve_address(url, job_file, os.environ, "--cluster"), most=head.most)
     options = flags.options
     if chosen.source == "the job file":  # which a further command does not know
         options = ("--address", chosen.url, *options)

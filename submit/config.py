@@ -6,10 +6,14 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from rayferry.job.errors import RayferryError, SpecError
 from rayferry.job.leaks import mask
+
+if TYPE_CHECKING:
+    from rayferry.job.placement import Node
 
 # Order of Ray's own command line; see its `--address`.
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
@@ -31,6 +35,7 @@ class Address:
         headers: sent with every request. Secrets: not shown.
         cookies: likewise.
         options: what a further command needs on its line to find the same cluster.
+        most: the most nodes that the cluster can come to have; None if nobody knows.
     """
 
     url: str
@@ -40,6 +45,7 @@ class Address:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     cookies: Mapping[str, str] = field(default_factory=dict, repr=False)
     options: tuple[str, ...] = ()
+    most: "tuple[Node, ...] | None" = None
 
     def command(self, words: str) -> str:
         """A command to go on with, about the same cluster, as it may be copied to a shell; see `command`."""

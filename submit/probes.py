@@ -1,7 +1,7 @@
 """The questions that checks ask. Each gives a line on what was seen, or raises one on what to do."""
 
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,22 +89,23 @@ def check_python(version: str | None) -> None:
         raise PreflightError(msg)
 
 
-def ask_capacity(spec: JobSpec, connected: Callable[[], Cluster]) -> str:
-    """Whether its nodes can ever hold the replicas."""
+def ask_capacity(spec: JobSpec, connected: Callable[[], Cluster], most: Sequence[Node] | None = None) -> str:
+    """Whether its nodes can ever hold the replicas; `most` as `plan` takes it."""
     try:
         cluster = connected()
     except RayferryError as error:
         msg = "the cluster's nodes: it does not answer"
         raise UnseenError(msg) from error
     nodes, autoscaling = cluster.nodes()
-    placement = plan(spec, nodes, autoscaling=autoscaling)
+    placement = plan(spec, nodes, autoscaling=autoscaling, most=most)
     said = [_nodes(nodes)]
     if placement.device == "gpu":
         num, size = spec.min_replicas, spec.engine.world_size
         needed = f"the job needs {counted(num, 'replica')} x {counted(size, 'GPU')}"
         said.append(needed + (f" ({spec.resources.accelerator_type})" if spec.resources.accelerator_type else ""))
     if autoscaling:
-        said.append("an autoscaler can add nodes, nobody knows which")
+        with_most = f"up to {_nodes(list(most))} in all" if most else "nobody knows which"
+        said.append(f"an autoscaler can add nodes, {with_most}")
     return "; ".join(filter(None, [*said, placement.note]))
 
 

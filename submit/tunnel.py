@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from rayferry.job.errors import RayferryError, SpecError, root_line
+from rayferry.job.placement import Node, most_nodes
 from rayferry.submit import report
 from rayferry.submit.config import state_folder
 from rayferry.submit.local.ports import free_ports
@@ -54,6 +55,7 @@ class Head:
         key: path of the private key; "" likewise.
         proxy_command: what ssh goes through; "" for nothing.
         dashboard_port: where the dashboard listens there.
+        most: the most nodes that the cluster can come to have; None if its file does not tell.
     """
 
     file: Path
@@ -62,6 +64,7 @@ class Head:
     key: str = ""
     proxy_command: str = ""
     dashboard_port: int = _DASHBOARD_PORT
+    most: tuple[Node, ...] | None = None
 
 
 def read_cluster_file(path: Path) -> dict[str, Any]:
@@ -109,7 +112,8 @@ def find_head(path: Path) -> Head:
             if not auth.get("ssh_private_key") or not auth.get("ssh_user"):
                 # What the file leaves out are Ray's defaults and the key that `ray up` made.
                 step = f"who may log in to the head, {host} (auth.ssh_user and auth.ssh_private_key)"
-                auth = sdk.bootstrap_config(config)["auth"]
+                config = sdk.bootstrap_config(config)  # which knows what an instance type holds, too
+                auth = config["auth"]
     except Exception as error:
         if "Head node of cluster" in str(error):
             msg = f"{path}: the head of cluster {config['cluster_name']!r} is not up; start it: ray up {path}"
@@ -131,7 +135,15 @@ def find_head(path: Path) -> Head:
         key=key,
         proxy_command=auth.get("ssh_proxy_command") or "",
         dashboard_port=_dashboard_port(config),
+        most=_most_nodes(config),
     )
+
+
+def _most_nodes(config: dict[str, Any]) -> tuple[Node, ...] | None:
+    with suppress(AttributeError, TypeError):  # Ray looks at these lines only when it starts a node
+        found = most_nodes(config)
+        return tuple(found) if found else None
+    return None
 
 
 def _reason(error: Exception, said: str) -> str:

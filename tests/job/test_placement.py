@@ -3,7 +3,7 @@ import ray
 from ray.util import placement_group_table
 
 from rayferry.job.errors import JobError
-from rayferry.job.placement import Node, Placement, ReplicaGroups, can_grow, plan
+from rayferry.job.placement import Node, Placement, ReplicaGroups, can_grow, most_nodes, plan
 
 H100 = frozenset({"H100"})
 A10G = frozenset({"A10G"})
@@ -17,7 +17,11 @@ def gpus(num_gpus, num_cpus=64, kind=frozenset()):
 @pytest.fixture
 def place(make_spec):
     """The placement of a job with these changes on these nodes."""
-    return lambda nodes, *, autoscaling=False, **changes: plan(make_spec(**changes), nodes, autoscaling=autoscaling)
+
+    def placed(nodes, *, autoscaling=False, most=None, **changes):
+        return plan(make_spec(**changes), nodes, autoscaling=autoscaling, most=most)
+
+    return placed
 
 
 @pytest.mark.parametrize(
@@ -196,3 +200,63 @@ def test_groups_are_given_back(cluster):
     groups.remove()
     groups.remove()
     assert placement_group_table(group)["state"] == "REMOVED"
+
+
+def cluster_file(**changes):
+    gpu = {"resources": {"CPU": 8, "GPU": 1, "accelerator_type:L4": 1}, "max_workers": 4}
+    types = {"head": {"resources": {"CPU": 4}, "max_workers": 0}, "gpu-1": gpu}
+    return {"max_workers": 4, "head_node_type": "head", "available_node_types": types} | changes
+
+
+L4 = Node(8, 1, frozenset({"L4"}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, [Node(4), L4, L4, L4, L4]),
+        ({"max_workers": 1}, [Node(4), L4]),
+        ({"head_node_type": "gpu-1"}, [L4] * 5),
+        ({"available_node_types": {"any": {"resources": {"CPU": 2}}}}, [Node(2)] * 4),
+        ({"available_node_types": {"any": {"resources": {}}}}, None),
+        ({"available_node_types": {"any": {}}}, None),
+        ({"available_node_types": {}}, None),
+        ({"available_node_types": None}, None),
+    ],
+    ids=str,
+)
+def test_the_most_nodes_are_those_of_the_clusters_file(changes, expected):
+    assert most_nodes(cluster_file(**changes)) == expected
+
+
+def test_a_file_without_a_limit_has_rays_own():
+    file = cluster_file()
+    del file["max_workers"]
+    assert most_nodes(file).count(L4) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"replicas": 5}, "replicas=5 of 1 GPUs each do not fit: the cluster has room for 4"),
+        ({"engine": {"tensor_parallel_size": 2}}, "no node has more than 1"),
+        ({"resources": {"accelerator_type": "H100"}}, "no node has H100 GPUs; choose one that the cluster has: L4"),
+    ],
+)
+def test_what_the_autoscaler_may_never_start_is_refused(place, changes, says):
+    with pytest.raises(JobError, match=says) as caught:
+        place([CPU_NODE], autoscaling=True, most=most_nodes(cluster_file()), **changes)
+    assert "every node that the cluster's file lets its autoscaler start" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("most", "changes"),
+    [
+        (most_nodes(cluster_file()), {"replicas": 4}),
+        (None, {"replicas": 400}),
+        ([Node(8, 1)], {"resources": {"accelerator_type": "H100"}}),  # a file that does not name its models
+    ],
+    ids=["fits", "nobody knows", "no models"],
+)
+def test_what_the_autoscaler_may_start_passes(place, most, changes):
+    assert place([CPU_NODE], autoscaling=True, most=most, **changes).device == "gpu"

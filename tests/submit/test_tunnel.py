@@ -17,6 +17,7 @@ import yaml
 from click.testing import CliRunner
 from ray.autoscaler import sdk
 
+from rayferry.job.placement import Node
 from rayferry.submit import tunnel as tunnel_module
 from rayferry.submit.cli import main
 from rayferry.submit.tunnel import Head, TunnelError, find_head, tunnel
@@ -181,6 +182,21 @@ def test_what_the_file_leaves_out_is_rays(file, monkeypatch, tmp_path):
     monkeypatch.setattr(sdk, "bootstrap_config", bootstrap)
     head = find_head(file(auth={"ssh_user": "me"}))
     assert (head.user, head.key) == ("me", str(tmp_path / "key"))
+
+
+@pytest.mark.usefixtures("is_up")
+def test_the_most_nodes_are_those_that_ray_makes_of_the_file(file, monkeypatch):
+    types = {"head": {"resources": {"CPU": 4}, "max_workers": 0}, "gpu": {"resources": {"CPU": 8, "GPU": 1}}}
+    full = {"available_node_types": types, "head_node_type": "head", "max_workers": 2}
+    monkeypatch.setattr(sdk, "bootstrap_config", lambda config: config | full)
+    assert find_head(file(auth={"ssh_user": "me"})).most == (Node(4), Node(8, 1), Node(8, 1))
+
+
+@pytest.mark.usefixtures("is_up")
+def test_node_types_that_make_no_sense_say_nothing(file):
+    assert (
+        find_head(file(available_node_types=["gpu"], auth={"ssh_user": "me", "ssh_private_key": __file__})).most is None
+    )
 
 
 @pytest.mark.usefixtures("is_up")
