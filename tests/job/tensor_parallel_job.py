@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import ray
@@ -17,6 +18,9 @@ from ray.util import get_current_placement_group, placement_group_table
 from rayferry.job import pipeline
 from rayferry.job.answers import Answers
 from rayferry.job.spec import parse
+
+REPLICAS = 2
+WAIT_S = 60.0
 
 
 @ray.remote(num_gpus=1, num_cpus=0)
@@ -28,21 +32,28 @@ class Worker:
 
 
 class Replica:
-    """Answers nothing but where it runs; each batch takes long enough for the other replica to get some too."""
+    """Answers nothing but where it runs, and that only once the other replica has come to a batch, too."""
 
     def __init__(self, spec, device, progress, openai):
         self._answers = Answers(spec, openai=openai)
         self._engine = spec.engine.tensor_parallel_size
-        self._mark = Path(spec.output.uri).parent / "died"
+        self._folder = Path(spec.output.uri).parent
         self._workers = [Worker.remote() for _ in range(self._engine)]
         ray.get([worker.ping.remote() for worker in self._workers])  # the GPUs of a process that died are free again
         progress.replica_ready.remote(load_s=0.0, vllm="none")
 
+    def _num_answering(self):
+        return len(list(self._folder.glob("answers-*")))
+
     async def __call__(self, table):
-        if not self._mark.exists():
-            self._mark.touch()
+        mark = self._folder / "died"
+        if not mark.exists():
+            mark.touch()
             os._exit(1)
-        await asyncio.sleep(0.5)
+        (self._folder / f"answers-{os.getpid()}").touch()
+        deadline = time.monotonic() + WAIT_S
+        while self._num_answering() < REPLICAS and time.monotonic() < deadline:  # noqa: ASYNC110  # another process
+            await asyncio.sleep(0.1)
         group = get_current_placement_group()
         seen = placement_group_table(group)
         context = ray.get_runtime_context()
@@ -68,7 +79,7 @@ def main():
         "input": {"uri": str(folder / "in")},
         "output": {"uri": str(folder / "out")},
         "engine": {"tensor_parallel_size": 2},
-        "replicas": 2,
+        "replicas": REPLICAS,
         "batch_size": 2,
     }
     ray.init("local", num_cpus=8, num_gpus=4, include_dashboard=False, log_to_driver=False)
