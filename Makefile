@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := $(shell find job runtime_env submit -name '*.py' -o -name '*.yaml' -o -name '*.jsonl') pyproject.toml MANIFEST.in README.md
 
-.PHONY: demo test venv lint types unit e2e slow chaos chaos-runs bench lock clean
+.PHONY: demo test venv lint types unit e2e slow chaos chaos-runs chaos-real bench lock clean
 
 demo: venv
 	$(BIN)/rayferry demo
@@ -39,7 +39,7 @@ types: venv
 	$(BIN)/mypy -p rayferry.job -p rayferry.runtime_env -p rayferry.submit
 
 unit: venv
-	$(BIN)/pytest -q -m "not e2e and not slow and not chaos and not chaos_runs"
+	$(BIN)/pytest -q -m "not e2e and not slow and not chaos and not chaos_runs and not chaos_real"
 
 e2e: venv
 	$(BIN)/pytest -q -m "e2e and not slow and not chaos"
@@ -51,12 +51,18 @@ slow: venv
 chaos: venv
 	$(BIN)/pytest -q -m chaos
 
-# CHAOS_SEEDS=17 repeats one run, CHAOS_SEEDS=0-29 does some; without it there are a hundred. The table in
-# docs/reliability.md is of the last ones.
+# CHAOS_SEEDS=17 repeats one run, CHAOS_SEEDS=0-29 does some; without it there are a hundred, and ten of chaos-real.
+# The tables in docs/reliability.md are of the last ones.
 chaos-runs: venv
 	rm -f .chaos.jsonl
 	CHAOS_RESULTS=$(CURDIR)/.chaos.jsonl $(BIN)/pytest -q -s -m chaos_runs tests/chaos; code=$$?; \
-	  test ! -f .chaos.jsonl || $(BIN)/python tests/chaos/report.py .chaos.jsonl docs/reliability.md; exit $$code
+	  test ! -f .chaos.jsonl || $(BIN)/python tests/chaos/report.py .chaos.jsonl docs/reliability.md runs; exit $$code
+
+chaos-real: venv
+	rm -f .chaos-real.jsonl
+	CHAOS_RESULTS=$(CURDIR)/.chaos-real.jsonl $(BIN)/pytest -q -s -m chaos_real tests/chaos; code=$$?; \
+	  test ! -f .chaos-real.jsonl || $(BIN)/python tests/chaos/report.py .chaos-real.jsonl docs/reliability.md real; \
+	  exit $$code
 
 bench: venv
 	$(BIN)/python tests/benchmarks/submit_overhead.py

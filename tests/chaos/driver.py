@@ -1,7 +1,11 @@
-"""The job's real entrypoint with a stub in the engine's place, slow enough to be hit in the middle."""
+"""The job's real entrypoint with a stub in the engine's place, slow enough to be hit in the middle.
+
+With CHAOS_ENGINE=vllm the engine is vLLM's own.
+"""
 
 import asyncio
 import functools
+import os
 import random
 import sys
 from types import SimpleNamespace
@@ -42,5 +46,6 @@ class Slow:
 
 if __name__ == "__main__":
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    pipeline.run = functools.partial(pipeline.run, predictor=Slow)
+    if os.environ.get("CHAOS_ENGINE") != "vllm":
+        pipeline.run = functools.partial(pipeline.run, predictor=Slow)
     sys.exit(entrypoint.main())

@@ -1,13 +1,12 @@
-"""Writes the table of docs/reliability.md from what runs left in the file of CHAOS_RESULTS.
+"""Writes a table of docs/reliability.md from what runs left in the file of CHAOS_RESULTS.
 
-python tests/chaos/report.py results.jsonl docs/reliability.md
+python tests/chaos/report.py results.jsonl docs/reliability.md NAME      between its marks, such as <!-- NAME: begin -->
 """
 
 import json
 import sys
 from pathlib import Path
 
-BEGIN, END = "<!-- runs: begin -->", "<!-- runs: end -->"
 HEADER = """| fault | runs | with a second fault | rows | attempts: 1 | 2 | 3 or more | lost | twice | not exact |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"""
 
@@ -37,11 +36,13 @@ def table(runs):
     seeds = ", ".join(str(run["seed"]) for run in sorted(runs, key=lambda run: run["seed"]))
     s3_faults = sum(sum(run["s3_faults"].values()) for run in runs)
     told = f"Seeds: {seeds}. The proxy made {s3_faults:,} requests to S3 go wrong."
-    return "\n".join([BEGIN, "", HEADER, *lines, line("all", runs), "", told, "", END])
+    return "\n".join([HEADER, *lines, line("all", runs), "", told])
 
 
 if __name__ == "__main__":
-    results, page = map(Path, sys.argv[1:])
+    results, page = map(Path, sys.argv[1:3])
+    begin, end = (f"<!-- {sys.argv[3]}: {word} -->" for word in ("begin", "end"))
     text = page.read_text()
-    before, after = text.split(BEGIN)[0], text.split(END)[1]
-    page.write_text(before + table([json.loads(found) for found in results.read_text().splitlines()]) + after)
+    before, after = text.split(begin)[0], text.split(end)[1]
+    runs = [json.loads(found) for found in results.read_text().splitlines()]
+    page.write_text(f"{before}{begin}\n\n{table(runs)}\n\n{end}{after}")

@@ -20,6 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ray.cluster_utils import Cluster
 
+from rayferry.submit.local.ports import free_ports
+
 # what each run is about, in turns; some have a second fault of any kind
 FAULTS = (
     "driver killed",
@@ -32,28 +34,61 @@ FAULTS = (
     "SIGTERM",
     "S3 away for seconds",
     "head killed",
+    "laptop killed",
+    "dashboard killed",
 )
+# the same where the engine is vLLM's own
+REAL_FAULTS = (
+    "driver killed",
+    "replica killed",
+    "engine killed",
+    "worker killed",
+    "S3: errors, resets, slow bytes",
+    "node's raylet killed",
+    "SIGTERM",
+    "head killed",
+    "laptop killed",
+    "dashboard killed",
+)
+BY_LAPTOP = {"laptop killed", "dashboard killed"}  # these go through the command and the Jobs API
 MAX_ATTEMPTS = 6
-ATTEMPT_S = 150.0
+ATTEMPT_S = {"stub": 150.0, "vllm": 400.0}
+_HERE = Path(__file__).parent
 _PARTS = 32  # about as many records as a run without faults writes
 
 
 class Place:
     """Where the runs happen: a cluster of two nodes whose way to S3 leads through the proxy."""
 
-    def __init__(self, proxy, environ):
-        self.proxy = proxy
-        self._environ = environ | {"AWS_ENDPOINT_URL": proxy.url, "AWS_EC2_METADATA_DISABLED": "true"}
+    def __init__(self, proxy, environ, engine="stub"):
+        self.proxy, self.engine = proxy, engine
+        self._of_laptop = environ | {"AWS_EC2_METADATA_DISABLED": "true", "CHAOS_ENGINE": engine}
+        of_vllm = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+        self._environ = self._of_laptop | of_vllm | {"AWS_ENDPOINT_URL": proxy.url}
+        (self._port,) = free_ports(1)
+        self.url = f"http://127.0.0.1:{self._port}"
+        self._dashboard = None
         self._start()
 
     def _start(self):
         with self.environment():
-            head = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 200 << 20}
+            head = {"num_cpus": 2, "object_store_memory": 200 << 20, "include_dashboard": True}
+            head |= {"dashboard_host": "127.0.0.1", "dashboard_port": self._port}
             self.cluster = _patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
+            self._dashboard = psutil.Process(self.cluster.head_node.all_processes["dashboard"][0].process.pid)
         self.add_node()
 
     def close(self):
+        _end(self._dashboard)
         self.cluster.shutdown()
+
+    def lose_dashboard(self, seconds):
+        """It is killed, and started again after so long."""
+        command, environ = self._dashboard.cmdline(), self._dashboard.environ()
+        _end(self._dashboard)
+        time.sleep(seconds)
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self._dashboard = psutil.Process(subprocess.Popen(command, env=environ, **quiet).pid)
 
     @contextmanager
     def environment(self):
@@ -75,12 +110,11 @@ class Place:
         self.cluster.remove_node(self.node, allow_graceful=False)
         self.add_node()
 
-    def lose_head(self, driver):
-        """All of the cluster is gone, and so is the driver, which ran on the head; then there is a new cluster."""
-        driver.kill()
+    def lose_head(self):
+        """All of the cluster is gone; then there is a new one."""
         for node in (self.cluster.head_node, self.node):
             _raylet(node).kill()
-        self.cluster.shutdown()
+        self.close()
         self._start()
 
     def workers(self, *signs):
@@ -96,10 +130,23 @@ class Place:
 
     def drive(self, spec_path, submission_id, log, *, resume):
         """An attempt of a run, as a process of its own."""
-        command = [sys.executable, str(Path(__file__).with_name("driver.py")), str(spec_path)]
+        command = [sys.executable, str(_HERE / "driver.py"), str(spec_path)]
         command += ["--submission-id", submission_id, *(["--resume"] if resume else [])]
         environ = os.environ | self._environ | {"RAY_ADDRESS": self.cluster.address}
         return subprocess.Popen(command, stdout=log, stderr=log, env=environ)
+
+    def command(self, words, log):
+        """A command of a laptop, as a process of its own; its way to S3 is without faults."""
+        environ = os.environ | self._of_laptop | {"RAY_API_SERVER_ADDRESS": self.url}
+        return subprocess.Popen([sys.executable, str(_HERE / "laptop.py"), *words], stdout=log, stderr=log, env=environ)
+
+    def driver(self):
+        """The driver that the Jobs API started, if one is there."""
+        for process in _raylet(self.cluster.head_node).children(recursive=True):
+            with suppress(psutil.Error):
+                if process.cmdline()[1:2] == [str(_HERE / "driver.py")]:
+                    return process
+        return None
 
 
 def _patiently(start):
@@ -112,6 +159,14 @@ def _patiently(start):
 
 def _raylet(node):
     return psutil.Process(node.all_processes["raylet"][0].process.pid)
+
+
+def _end(process):
+    """Kills a process and its children."""
+    with suppress(psutil.Error):
+        for one in [*process.children(recursive=True), process]:
+            with suppress(psutil.Error):
+                one.kill()
 
 
 def _parquet(texts, rows_per_group):
@@ -140,8 +195,10 @@ def input_files():
 class Runs:
     """Runs by their seeds, over one input."""
 
-    def __init__(self, place, endpoint, bucket, folder):
-        self._place, self._folder = place, folder
+    def __init__(self, place, endpoint, bucket, folder, model="stub"):
+        self._place, self._folder, self._model = place, folder, model
+        self._faults = REAL_FAULTS if place.engine == "vllm" else FAULTS
+        self._attempt_s = ATTEMPT_S[place.engine]
         self._s3 = boto3.client("s3", endpoint_url=endpoint)
         self._bucket = bucket
         files, self._ids = input_files()
@@ -152,8 +209,9 @@ class Runs:
         """Does one run to its end; gives what happened, its defects among them."""
         choice = random.Random(seed)
         begun = time.monotonic()
-        main = FAULTS[seed % len(FAULTS)]
-        faults = [main] + ([choice.choice(FAULTS)] if choice.random() < 0.35 else [])
+        main = self._faults[seed % len(self._faults)]
+        others = [fault for fault in self._faults if fault not in BY_LAPTOP]
+        faults = [main] + ([choice.choice(others)] if choice.random() < 0.35 else [])
         prefix = f"chaos/out-{seed}-{os.getpid()}-{time.time_ns()}/"
         spec_path = self._folder / f"{seed}.json"
         spec_path.write_text(json.dumps(self._spec(prefix)))
@@ -170,10 +228,13 @@ class Runs:
         codes, happened = [], []
         with log_path.open("wb") as log:
             while len(codes) < MAX_ATTEMPTS and 0 not in codes:
-                driver = self._place.drive(spec_path, f"s{seed}-a{len(codes) + 1}", log, resume=bool(codes))
+                if main in BY_LAPTOP:
+                    driver = self._place.command(self._words(spec_path, f"s{seed}", codes), log)
+                else:
+                    driver = self._place.drive(spec_path, f"s{seed}-a{len(codes) + 1}", log, resume=bool(codes))
                 try:
                     self._disturb(choice, driver, prefix, moments, happened)
-                    codes.append(driver.wait(ATTEMPT_S))
+                    codes.append(driver.wait(self._attempt_s))
                 except subprocess.TimeoutExpired:
                     codes.append("hung")
                 finally:
@@ -200,17 +261,28 @@ class Runs:
         spec_path.write_text(json.dumps(self._spec(f"chaos/out-at-once-{time.time_ns()}/")))
         with log_path.open("wb") as log:
             drivers = [self._place.drive(spec_path, name, log, resume=False) for name in names]
-            codes = [driver.wait(ATTEMPT_S) for driver in drivers]
+            codes = [driver.wait(self._attempt_s) for driver in drivers]
         return codes, log_path.read_text(errors="replace")
 
+    def _words(self, spec_path, name, codes):
+        """What a person types first; after a laptop that died; and after a run that failed."""
+        if not codes:
+            return ["submit", str(spec_path), "--submission-id", name]
+        if codes == [-signal.SIGKILL]:
+            return ["logs", "-f", name]
+        return ["resume", json.loads(spec_path.read_text())["output"]["uri"]]
+
     def _spec(self, prefix):
+        engine = {"max_model_len": 128, "enforce_eager": True, "dtype": "float32", "max_num_seqs": 32}
         return {
-            "model": "stub",
+            "model": self._model,
+            **({"engine": engine, "sampling": {"max_tokens": 4}} if self._place.engine == "vllm" else {}),
             "input": {"uri": f"s3://{self._bucket}/chaos/in/"},
             "output": {"uri": f"s3://{self._bucket}/{prefix}", "rows_per_part": 100, "preview_rows": 0},
             "batch_size": 25,
-            "replicas": 2,
+            "replicas": 1 if self._place.engine == "vllm" else 2,
             "resources": {"device": "cpu"},
+            "retry": {"max_attempts": 4},
         }
 
     def _disturb(self, choice, driver, prefix, moments, happened):
@@ -232,34 +304,46 @@ class Runs:
             if self._let_happen(choice, fault, driver, happened):
                 return
 
-    def _let_happen(self, choice, fault, driver, happened):
-        """True if the driver ends by it."""
+    def _let_happen(self, choice, fault, process, happened):
+        """True if the process of this attempt ends by it."""
         place = self._place
-        if fault == "head killed":
-            place.lose_head(driver)
-        elif fault.startswith("driver killed"):
-            driver.kill()
-        elif fault == "SIGTERM":
-            driver.send_signal(signal.SIGTERM)
+        by_laptop = str(_HERE / "laptop.py") in process.args
+        if fault == "laptop killed":
+            process.kill()
+            return True
+        if fault in {"head killed", "SIGTERM"} or fault.startswith("driver killed"):
+            driver = place.driver() if by_laptop else process
+            if driver is not None:
+                driver.send_signal(signal.SIGTERM if fault == "SIGTERM" else signal.SIGKILL)
+            if fault == "head killed":
+                place.lose_head()
+            return not by_laptop
+        if fault == "dashboard killed":
+            place.lose_dashboard(choice.uniform(0, 5))
         elif fault == "S3 away for seconds":
             place.proxy.away(choice.uniform(2, 12))
-            return False
         elif fault == "node's raylet killed":
             place.lose_node()
-            return False
         else:
-            signs = ("Slow",) if fault == "replica killed" else ("Read", "Write")
-            there = place.workers(*signs) or place.workers("IDLE", "Board")
-            if there:
-                with suppress(psutil.Error):
-                    victim = choice.choice(there)
-                    happened[-1] += f" ({victim.cmdline()[0][:60]})"
-                    victim.kill()
-            return False
-        return True
+            happened[-1] += self._kill_one(choice, fault)
+        return False
+
+    def _kill_one(self, choice, fault):
+        """Kills a replica, its engine or a worker; gives its title."""
+        signs = ("Read", "Write") if fault == "worker killed" else ("Slow", "LLMPredictor")
+        there = self._place.workers(*signs) or self._place.workers("IDLE", "Board")
+        with suppress(psutil.Error, IndexError):
+            victim = choice.choice(there)
+            if fault == "engine killed":
+                inner = [child for child in victim.children() if "EngineCore" in " ".join(child.cmdline())]
+                victim = (inner or [victim])[0]
+            title = " ".join(victim.cmdline())[:60]
+            victim.kill()
+            return f" ({title})"
+        return " (nothing there)"
 
     def _wait(self, driver, until):
-        deadline = time.monotonic() + ATTEMPT_S
+        deadline = time.monotonic() + self._attempt_s
         while driver.poll() is None and not until() and time.monotonic() < deadline:
             time.sleep(0.1)
 
