@@ -60,20 +60,21 @@ _PARTS = 32  # about as many records as a run without faults writes
 class Place:
     """Where the runs happen: a cluster of two nodes whose way to S3 leads through the proxy."""
 
-    def __init__(self, proxy, environ, engine="stub"):
-        self.proxy, self.engine = proxy, engine
+    def __init__(self, proxy, environ, engine="stub", gpus=0):
+        self.proxy, self.engine, self.gpus = proxy, engine, gpus
         self._of_laptop = environ | {"AWS_EC2_METADATA_DISABLED": "true", "CHAOS_ENGINE": engine}
         of_vllm = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
         self._environ = self._of_laptop | of_vllm | {"AWS_ENDPOINT_URL": proxy.url}
-        (self._port,) = free_ports(1)
+        self._of_node = {"num_cpus": 2, "num_gpus": gpus, "object_store_memory": 200 << 20}
+        self._port, self._agents_port = free_ports(2)  # jobs come through both; Ray's own are others' too
         self.url = f"http://127.0.0.1:{self._port}"
         self._dashboard = None
         self._start()
 
     def _start(self):
         with self.environment():
-            head = {"num_cpus": 2, "object_store_memory": 200 << 20, "include_dashboard": True}
-            head |= {"dashboard_host": "127.0.0.1", "dashboard_port": self._port}
+            head = self._of_node | {"num_gpus": 0, "include_dashboard": True, "dashboard_host": "127.0.0.1"}
+            head |= {"dashboard_port": self._port, "dashboard_agent_listen_port": self._agents_port}
             self.cluster = _patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
             self._dashboard = psutil.Process(self.cluster.head_node.all_processes["dashboard"][0].process.pid)
         self.add_node()
@@ -102,7 +103,7 @@ class Place:
 
     def add_node(self):
         with self.environment():
-            self.node = _patiently(lambda: self.cluster.add_node(num_cpus=2, object_store_memory=200 << 20))
+            self.node = _patiently(lambda: self.cluster.add_node(**self._of_node))
 
     def lose_node(self):
         """Its raylet is killed, and its workers end with it; another node comes in its place."""
@@ -175,18 +176,22 @@ def _parquet(texts, rows_per_group):
     return stream.getvalue()
 
 
-def input_files():
-    """Files of most formats, and the ids of their rows."""
-    lines = [f"line {at}" if at % 50 else "refuse this" for at in range(700)]
+def input_files(part=1):
+    """Files of most formats, and the ids of their rows: 3,001, or so small a part of them."""
+    most = {
+        name: num // part for name, num in {"text": 700, "jsonl": 700, "csv": 500, "parquet": 900, "gz": 200}.items()
+    }
+    lines = [f"line {at}" if at % 50 else "refuse this" for at in range(most["text"])]
     text = "\n".join(lines).encode() + b"\n\n\xff\xfe bad\n"
-    records = [json.dumps({"text": f"record {at}"}) if at % 70 else '{"text": ' for at in range(700)]
-    csv = "text,n\n" + "".join(f"field {at},{at}\n" if at % 90 else "short\n" for at in range(500))
+    records = [json.dumps({"text": f"record {at}"}) if at % 70 else '{"text": ' for at in range(most["jsonl"])]
+    csv = "text,n\n" + "".join(f"field {at},{at}\n" if at % 90 else "short\n" for at in range(most["csv"]))
+    texts = [f"row {at}" if at % 100 else None for at in range(most["parquet"])]
     files = {
-        "a.txt": (text, [*range(700), 701]),
-        "b.jsonl": ("\n".join(records).encode(), range(700)),
-        "c.csv": (csv.encode(), range(500)),
-        "d.parquet": (_parquet([f"row {at}" if at % 100 else None for at in range(900)], 200), range(900)),
-        "e.jsonl.gz": (gzip.compress("\n".join(records[:200]).encode()), range(200)),
+        "a.txt": (text, [*range(most["text"]), most["text"] + 1]),
+        "b.jsonl": ("\n".join(records).encode(), range(most["jsonl"])),
+        "c.csv": (csv.encode(), range(most["csv"])),
+        "d.parquet": (_parquet(texts, 200), range(most["parquet"])),
+        "e.jsonl.gz": (gzip.compress("\n".join(records[: most["gz"]]).encode()), range(most["gz"])),
     }
     ids = {f"{name}:{position}" for name, (_, positions) in files.items() for position in positions}
     return {name: content for name, (content, _) in files.items()}, ids
@@ -201,7 +206,8 @@ class Runs:
         self._attempt_s = ATTEMPT_S[place.engine]
         self._s3 = boto3.client("s3", endpoint_url=endpoint)
         self._bucket = bucket
-        files, self._ids = input_files()
+        is_slow = place.engine == "vllm" and not place.gpus
+        files, self._ids = input_files(4 if is_slow else 1)
         for name, content in files.items():
             self._s3.put_object(Bucket=bucket, Key=f"chaos/in/{name}", Body=content)
 
@@ -229,7 +235,7 @@ class Runs:
         with log_path.open("wb") as log:
             while len(codes) < MAX_ATTEMPTS and 0 not in codes:
                 if main in BY_LAPTOP:
-                    driver = self._place.command(self._words(spec_path, f"s{seed}", codes), log)
+                    driver = self._place.command(self._words(spec_path, f"s{seed}", codes, prefix), log)
                 else:
                     driver = self._place.drive(spec_path, f"s{seed}-a{len(codes) + 1}", log, resume=bool(codes))
                 try:
@@ -264,16 +270,17 @@ class Runs:
             codes = [driver.wait(self._attempt_s) for driver in drivers]
         return codes, log_path.read_text(errors="replace")
 
-    def _words(self, spec_path, name, codes):
-        """What a person types first; after a laptop that died; and after a run that failed."""
-        if not codes:
-            return ["submit", str(spec_path), "--submission-id", name]
+    def _words(self, spec_path, name, codes, prefix):
+        """What a person types first; after a laptop that died; and after a run that failed, or never began."""
         if codes == [-signal.SIGKILL]:
-            return ["logs", "-f", name]
-        return ["resume", json.loads(spec_path.read_text())["output"]["uri"]]
+            return ["logs", "-f", f"{name}-0"]
+        if self._keys(f"{prefix}_meta/run.json"):
+            return ["resume", json.loads(spec_path.read_text())["output"]["uri"]]
+        return ["submit", str(spec_path), "--submission-id", f"{name}-{len(codes)}"]
 
     def _spec(self, prefix):
-        engine = {"max_model_len": 128, "enforce_eager": True, "dtype": "float32", "max_num_seqs": 32}
+        engine = {"max_model_len": 128, "enforce_eager": True, "max_num_seqs": 32}
+        engine |= {} if self._place.gpus else {"dtype": "float32"}
         return {
             "model": self._model,
             **({"engine": engine, "sampling": {"max_tokens": 4}} if self._place.engine == "vllm" else {}),
@@ -281,7 +288,7 @@ class Runs:
             "output": {"uri": f"s3://{self._bucket}/{prefix}", "rows_per_part": 100, "preview_rows": 0},
             "batch_size": 25,
             "replicas": 1 if self._place.engine == "vllm" else 2,
-            "resources": {"device": "cpu"},
+            "resources": {"device": "gpu" if self._place.gpus else "cpu"},
             "retry": {"max_attempts": 4},
         }
 
