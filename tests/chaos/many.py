@@ -1,6 +1,6 @@
 """The same runs in several lanes at once, each with an S3 server and a cluster of its own, for a machine of many cores.
 
-usage: many.py WEED RESULTS SEEDS LANES [MODEL GPUS]     such as: many.py .venv/bin/weed results.jsonl 0-99 6
+usage: many.py WEED RESULTS SEEDS LANES [MODEL GPUS]     such as: many.py .venv/bin/weed results.jsonl 0-89,95 6
 
 With a model the engine is vLLM's own. Prints a line for each run, and appends it to RESULTS; see report.py.
 """
@@ -76,12 +76,15 @@ def lane(weed, seeds, results, model, gpus, logs):
 
 def main():
     weed, file, asked, num_lanes, model, gpus = [*sys.argv[1:], None, "0"][:6]
-    first, _, last = asked.partition("-")
+    asked_seeds = []
+    for piece in asked.split(","):
+        first, _, last = piece.partition("-")
+        asked_seeds += range(int(first), int(last or first) + 1)
     context = multiprocessing.get_context("spawn")
     seeds, results = context.Queue(), context.Queue()
     logs = Path(file).with_suffix(".logs")
     logs.mkdir(exist_ok=True)
-    for seed in [*range(int(first), int(last or first) + 1), *[None] * int(num_lanes)]:
+    for seed in [*asked_seeds, *[None] * int(num_lanes)]:
         seeds.put(seed)
     for _ in range(int(num_lanes)):
         context.Process(target=lane, args=(weed, seeds, results, model, int(gpus), logs)).start()

@@ -280,7 +280,7 @@ class Runs:
 
     def _spec(self, prefix):
         engine = {"max_model_len": 128, "enforce_eager": True, "max_num_seqs": 32}
-        engine |= {} if self._place.gpus else {"dtype": "float32"}
+        engine |= {"gpu_memory_utilization": 0.3} if self._place.gpus else {"dtype": "float32"}  # lanes share a GPU
         return {
             "model": self._model,
             **({"engine": engine, "sampling": {"max_tokens": 4}} if self._place.engine == "vllm" else {}),
