@@ -247,7 +247,11 @@ class Runs:
                     driver.kill()
                     driver.wait()
         proxy.calm()
-        defects = self._defects(prefix) if codes[-1] == 0 else {"error": f"no end after {codes}; see {log_path}"}
+        if codes[-1] == 0:
+            defects = self._defects(prefix)
+        else:
+            said = [line for line in log_path.read_text(errors="replace").splitlines() if "error: " in line]
+            defects = {"error": f"no end after {codes}", "said": said[-MAX_ATTEMPTS:], "keys": self._keys(prefix)}
         return {
             "seed": seed,
             "fault": main,
