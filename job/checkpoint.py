@@ -345,7 +345,7 @@ def remove_orphans(layout: Layout, parts: Iterable[str], attempts: Sequence[str]
 def _read_json(uri: str) -> Any:
     content = storage.read_bytes(uri)
     try:
-        return None if content is None else json.loads(content)
+        return json.loads(content) if content else None  # without content: a write that was cut off, so none at all
     except ValueError as error:
         msg = f"{uri}: not JSON ({error}); start anew with --overwrite"
         raise JobError(msg) from error

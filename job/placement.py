@@ -73,7 +73,7 @@ def plan(spec: JobSpec, nodes: Sequence[Node], *, autoscaling: bool, most: Seque
         spec: the job.
         nodes: the nodes that are there now.
         autoscaling: the cluster can start further nodes.
-        most: the most nodes that it can come to have then; None if nobody knows.
+        most: the most nodes that it may start; None if nobody knows.
 
     Raises:
         JobError: no node can hold a replica, or not all of them fit.
@@ -86,12 +86,14 @@ def plan(spec: JobSpec, nodes: Sequence[Node], *, autoscaling: bool, most: Seque
     size = spec.engine.world_size
     if not autoscaling:
         _check_gpus(spec, nodes)
-    elif most is not None and (kind is None or any(node.accelerator_types for node in most)):
-        try:
-            _check_gpus(spec, most)
-        except JobError as error:
-            msg = f"{error} (this counts every node that the cluster's file lets its autoscaler start)"
-            raise JobError(msg) from error
+    elif most is not None:
+        room = [*nodes, *most]
+        if kind is None or all(node.accelerator_types for node in room if node.num_gpus):
+            try:
+                _check_gpus(spec, room)
+            except JobError as error:
+                msg = f"{error} (this counts what its autoscaler may start, by the cluster's file)"
+                raise JobError(msg) from error
     extra: dict[str, Any] = {"accelerator_type": kind} if kind else {}
     note = "" if has_gpus else "no node has a GPU yet: waiting for the autoscaler (resources.device: cpu takes CPUs)"
     if size == 1:
@@ -102,23 +104,24 @@ def plan(spec: JobSpec, nodes: Sequence[Node], *, autoscaling: bool, most: Seque
     return Placement("gpu", {"num_gpus": 0}, [bundle] * size, note)
 
 
-def most_nodes(config: Mapping[str, Any]) -> list[Node] | None:
-    """The most nodes that a cluster of Ray's launcher can come to have; None if its file does not say what they hold.
+def most_nodes(config: Mapping[str, Any], *, is_filled: bool) -> list[Node] | None:
+    """The most nodes that an autoscaler may start; None if the cluster's file does not say what each type holds.
 
     Where several types share one limit, each is counted up to it: no fewer than there can be.
     Source: https://docs.ray.io/en/latest/cluster/vms/references/ray-cluster-configuration.html
 
     Args:
-        config: the file; what it leaves out to the provider, such as the CPUs of an instance type, filled in by Ray.
+        config: the file of Ray's cluster launcher.
+        is_filled: Ray has put in what the provider knows of CPUs and GPUs; else a type without GPUs may have some.
     """
     in_all = config.get("max_workers", _MAX_WORKERS)
     nodes: list[Node] = []
     for name, kind in (config.get("available_node_types") or {}).items():
         resources = kind.get("resources") or {}
-        if "CPU" not in resources:
+        if not resources.keys() >= ({"CPU"} if is_filled else {"CPU", "GPU"}):
             return None
-        count = min(in_all, kind.get("max_workers", in_all)) + (name == config.get("head_node_type"))
-        nodes += [Node.from_ray(resources, None)] * count
+        is_head = name == config.get("head_node_type")
+        nodes += [Node.from_ray(resources, None)] * min(in_all, kind.get("max_workers", 0 if is_head else in_all))
     return nodes or None
 
 

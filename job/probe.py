@@ -1,60 +1,92 @@
-"""What a node sees of a job's input, output and model: `python -m rayferry.job.probe spec.json`.
+"""What the head sees of a job's input, output and model: `python -m rayferry.job.probe spec.json input output`.
 
-`rayferry check` runs it on the cluster for what the laptop has no credentials for, or what are paths there. Its
-answer is the one line of the log that begins with MARK.
+`rayferry check` runs it on the cluster for what the laptop has no credentials for, or what are paths there. Each
+answer is a line of the log that begins with MARK.
 """
 
 import argparse
 import json
+import os
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 from rayferry.job import checkpoint, secrets, storage
+from rayferry.job.earlier import NOTHING_EARLIER, Earlier
 from rayferry.job.errors import JobError, RayferryError, root_line
 from rayferry.job.layout import Layout
 from rayferry.job.log import counted
 from rayferry.job.spec import JobSpec, parse
 
 MARK = "rayferry-probe "
+NAMES = ("input", "output", "model")
+_LIMIT_S = 45.0
+
+
+class _NotSeenError(RayferryError):
+    """It is not here, and may be on another node."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Looks, and tells."""
+    """Looks, and tells: a line of JSON for each name, `[name, outcome, text]`."""
     parser = argparse.ArgumentParser(prog="python -m rayferry.job.probe")
     parser.add_argument("spec", type=Path)
-    parser.add_argument("--may-hold", action="store_true")
+    parser.add_argument("names", nargs="+", choices=NAMES)
+    Earlier.add_to(parser)
     options = parser.parse_args(arguments)
     spec = parse(json.loads(options.spec.read_bytes()), str(options.spec))
-    print(MARK + json.dumps(look(spec, may_hold=options.may_hold)), flush=True)  # noqa: T201
+    for name, (outcome, text) in look(spec, options.names, Earlier.read(options)).items():
+        print(MARK + json.dumps([name, outcome, text]), flush=True)  # noqa: T201
     return 0
 
 
-def look(spec: JobSpec, *, may_hold: bool) -> dict[str, tuple[str, str]]:
-    """What this node sees.
+def look(spec: JobSpec, names: list[str], earlier: Earlier = NOTHING_EARLIER) -> dict[str, tuple[str, str]]:
+    """What this node sees, all at once.
 
     Args:
         spec: the job.
-        may_hold: the output may hold an earlier attempt.
+        names: what to look at, of NAMES.
+        earlier: what becomes of what the output holds.
 
     Returns:
-        By the name of the check: `ok` or `failed`, and what was seen or what to do.
+        By name: `ok`, `failed` or `unknown`, and what was seen or what to do.
     """
     questions: dict[str, Callable[[], str]] = {
         "input": lambda: _input(spec),
-        "output": lambda: _output(spec, may_hold=may_hold),
+        "output": lambda: _output(spec, earlier),
         "model": lambda: _model(spec.model),
     }
     try:
         secrets.settle(spec.runtime_env.secrets)
     except RayferryError as error:
-        return dict.fromkeys(questions, ("failed", str(error)))
-    return {name: _asked(ask) for name, ask in questions.items()}
+        return dict.fromkeys(names, ("failed", str(error)))
+    asked = {name: _start(questions[name]) for name in names}
+    return {name: _answer(future) for name, future in asked.items()}
 
 
-def _asked(ask: Callable[[], str]) -> tuple[str, str]:
+def _start(ask: Callable[[], str]) -> "Future[str]":
+    """Asks in a thread that does not keep the process alive."""
+    future: Future[str] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(ask())
+        except BaseException as error:  # noqa: BLE001  # whatever it is, it is the answer
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def _answer(future: "Future[str]") -> tuple[str, str]:
     try:
-        return "ok", ask()
+        return "ok", future.result(_LIMIT_S)
+    except _NotSeenError as error:
+        return "unknown", str(error)
+    except TimeoutError:
+        return "failed", f"the store gave no answer in {_LIMIT_S:g} s; check that the nodes reach it"
     except Exception as error:  # noqa: BLE001  # whatever it is, it is the answer
         return "failed", root_line(error)
 
@@ -66,11 +98,10 @@ def _input(spec: JobSpec) -> str:
     return f"{name}: {counted(len(files), 'file')}, {sum(file.num_bytes for file in files):,} bytes"
 
 
-def _output(spec: JobSpec, *, may_hold: bool) -> str:
+def _output(spec: JobSpec, earlier: Earlier) -> str:
     layout = Layout(spec.output.uri)
-    if not may_hold:
-        checkpoint.check_output(layout, resume=False, overwrite=False)
-    held = "may hold an earlier attempt" if may_hold else "empty"
+    checkpoint.check_output(layout, resume=earlier.resume, overwrite=earlier.overwrite)
+    held = "may hold an earlier attempt" if earlier.may_hold else "empty"
     if not layout.output_uri.startswith("s3://"):
         return f"{layout.output_uri}: {held}"
     probe = f"{layout.meta_uri}.write-probe"
@@ -84,17 +115,21 @@ def _output(spec: JobSpec, *, may_hold: bool) -> str:
 
 
 def _model(model: str) -> str:
-    if not model.startswith(("s3://", "/", "file://")):
-        return f"{model}: a hub id; the replicas load it when they start"
     folder = model.rstrip("/") + "/"
-    if not storage.children(folder):
-        msg = f"{model}: no model there; check the job file's model"
-        raise JobError(msg)
-    if not model.startswith("s3://") and storage.read_bytes(folder + "config.json") is None:
+    if model.startswith("s3://"):
+        if not storage.children(folder):
+            msg = f"{model}: no model there; check the job file's model"
+            raise JobError(msg)
+    elif not storage.children(folder):
+        msg = f"{model}: not a folder of the head; it has to be one of the nodes that run replicas"
+        raise _NotSeenError(msg)
+    elif storage.read_bytes(folder + "config.json") is None:
         msg = f"model {model!r}: the folder holds no config.json, so it is no Hugging Face checkpoint"
         raise JobError(msg)
     return f"{model}: there"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)  # a question that has no answer yet is not waited for

@@ -5,6 +5,7 @@ import os
 import random
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -186,13 +187,19 @@ def write_bytes(uri: str, content: bytes) -> None:
         return
     for tries_left in reversed(range(_WRITE_TRIES)):
         try:
-            with files.open_output_stream(path, compression=None) as stream:
-                stream.write(content)
+            # in a thread: what a signal raises here, between opening and writing, would leave an empty object
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(_put, files, path, content).result()
             return
         except OSError as error:
             if not tries_left or not _PASSING.search(str(error)):
                 raise
         time.sleep(random.uniform(0, _WRITE_TRIES - tries_left))  # noqa: S311  # so that not all ask at once
+
+
+def _put(files: pafs.FileSystem, path: str, content: bytes) -> None:
+    with files.open_output_stream(path, compression=None) as stream:
+        stream.write(content)
 
 
 def children(uri: str) -> list[str]:

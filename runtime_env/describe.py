@@ -45,7 +45,6 @@ def entrypoint(submission_id: str, options: Sequence[str] = ()) -> str:
     return shlex.join(["python", "-m", "rayferry.job", SPEC_NAME, "--submission-id", submission_id, *options])
 
 
-def probe_entrypoint(*, may_hold: bool) -> str:
-    """The same for a look at the job's input, output and model alone; see `rayferry.job.probe`."""
-    options = ["--may-hold"] if may_hold else []
-    return shlex.join(["python", "-m", "rayferry.job.probe", SPEC_NAME, *options])
+def probe_entrypoint(names: Sequence[str], options: Sequence[str] = ()) -> str:
+    """The same for a look at the job's input, output or model alone; see `rayferry.job.probe`."""
+    return shlex.join(["python", "-m", "rayferry.job.probe", SPEC_NAME, *names, *options])

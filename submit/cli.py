@@ -178,8 +178,8 @@ def check(
     package = request.build_request(spec, place.url, f"{spec.name}-check").package
     report.left_out(package)
     probes = preflight(spec, place, lambda: Cluster(place), package, skip, may_hold=earlier.may_hold)
-    if not no_probe_job and any((probe.name, probe.outcome) == ("cluster", "ok") for probe in probes):
-        probes = ask_from_cluster(spec, Cluster(place), probes, may_hold=earlier.may_hold)
+    if not no_probe_job:
+        probes = ask_from_cluster(spec, lambda: Cluster(place), probes, earlier)
     if as_json:
         report.json_datum([asdict(probe) for probe in probes])
     else:

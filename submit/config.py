@@ -35,7 +35,7 @@ class Address:
         headers: sent with every request. Secrets: not shown.
         cookies: likewise.
         options: what a further command needs on its line to find the same cluster.
-        most: the most nodes that the cluster can come to have; None if nobody knows.
+        most: the most nodes that its autoscaler may start; None if nobody knows.
     """
 
     url: str

@@ -9,23 +9,24 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
+from rayferry.job.earlier import NOTHING_EARLIER, Earlier
 from rayferry.job.errors import RayferryError
-from rayferry.job.probe import MARK
+from rayferry.job.probe import MARK, NAMES
 from rayferry.job.spec import JobSpec
-from rayferry.submit import probes, s3, sample
-from rayferry.submit.client import Cluster
+from rayferry.submit import probes, report, s3, sample
+from rayferry.submit.client import Cluster, JobInfo
 from rayferry.submit.config import Address
 from rayferry.submit.probes import PreflightError, UnseenError
-from rayferry.submit.request import build_probe
-from rayferry.submit.transport import ClusterError
+from rayferry.submit.request import SubmitRequest, build_probe
+from rayferry.submit.transport import NoSuchJobError, UnreachableError
 
 __all__ = ["PreflightError", "Probe", "preflight", "require"]
 
 T = TypeVar("T")
 _LIMIT_S = 25.0
 _CLUSTER_LIMIT_S = 120.0  # an environment may have to be installed first
+_STOP_LIMIT_S = 30.0
 _POLL_S = 0.3
-_SEEN_FROM_CLUSTER = {"input", "output", "model"}
 # What becomes of a question that has no answer from here.
 _LATER = {
     "capacity": "the job plans its replicas again when it starts",
@@ -104,71 +105,104 @@ def preflight(
     return found
 
 
-def ask_from_cluster(spec: JobSpec, cluster: Cluster, found: Sequence[Probe], *, may_hold: bool = False) -> list[Probe]:
-    """Lets a node of the cluster look where the laptop cannot: what it has no credentials for, and paths there.
+def ask_from_cluster(
+    spec: JobSpec, connect: Callable[[], Cluster], found: Sequence[Probe], earlier: Earlier = NOTHING_EARLIER
+) -> list[Probe]:
+    """Lets the cluster's head look where the laptop cannot: what it has no credentials for, and paths there.
 
     Runs a small job in the job's own environment, and takes it off the cluster's list again.
 
     Args:
         spec: the job.
-        cluster: where to look from.
+        connect: gives the client.
         found: what was seen from the laptop.
-        may_hold: the output may hold an earlier attempt.
+        earlier: what becomes of what the output holds.
 
     Returns:
         `found`, with the cluster's answers where it had none.
     """
-    unseen = {probe.name for probe in found if probe.outcome == "unknown"} & _SEEN_FROM_CLUSTER
-    if not spec.model.startswith(("s3://", "/", "file://")):  # a hub id
-        unseen.discard("model")
-    if not unseen:
+    unseen = [probe.name for probe in found if probe.outcome == "unknown" and probe.name in NAMES]
+    if "model" in unseen and not spec.model.startswith(("s3://", "/", "file://")):  # a hub id
+        unseen.remove("model")
+    if not unseen or ("cluster", "ok") not in {(probe.name, probe.outcome) for probe in found}:
         return list(found)
+    report.note(f"asking the cluster about what cannot be seen from here ({', '.join(unseen)}), by a small job")
     start = time.monotonic()
+    answers: dict[str, tuple[str, str]] = {}
+    why = "it says nothing of it"
     try:
-        answers = _answers_of(cluster, spec, may_hold=may_hold)
+        answers = _answers_of(connect(), build_probe(spec, "", unseen, earlier))
     except RayferryError as error:
-        answers = dict.fromkeys(unseen, ("unknown", f"the cluster could not look either: {error}"))
+        why = str(error)
     seconds = time.monotonic() - start
 
     def better(probe: Probe) -> Probe:
-        if probe.name not in unseen or probe.name not in answers:
+        if probe.name not in unseen:
             return probe
+        if probe.name not in answers:
+            return replace(probe, text=f"{probe.text}; the cluster could not look either: {why}")
         outcome, text = answers[probe.name]
         return replace(probe, outcome=outcome, text=f"{text} (seen from the cluster)", seconds=seconds)
 
     return [better(probe) for probe in found]
 
 
-def _answers_of(cluster: Cluster, spec: JobSpec, *, may_hold: bool) -> dict[str, tuple[str, str]]:
+def _answers_of(cluster: Cluster, request: SubmitRequest) -> dict[str, tuple[str, str]]:
     """What `rayferry.job.probe` said.
 
     Raises:
         RayferryError: it could not run, or not in time.
     """
-    request = build_probe(spec, cluster.url, may_hold=may_hold)
     name = request.submission_id
-    cluster.submit(request)
-    deadline = time.monotonic() + _CLUSTER_LIMIT_S
     try:
-        info = cluster.info(name)
-        while not info.is_over:
-            if time.monotonic() > deadline:
-                cluster.stop(name)
-                msg = f"its job {name} was not over in {_CLUSTER_LIMIT_S:g} s ({info.status}: {info.message})"
-                raise UnseenError(msg)
-            time.sleep(_POLL_S)
-            info = cluster.info(name)
-    except KeyboardInterrupt:
-        cluster.stop(name)
-        raise
-    lines = [line for line in cluster.logs(name).splitlines() if line.startswith(MARK)]
-    if not lines:
-        see = cluster.command(f"logs --raw {name}")
-        msg = f"its job {name} ended without an answer ({info.status}: {info.message}); see: {see}"
+        cluster.submit(request)
+        info, log = _log_at_end(cluster, name)
+    finally:
+        _leave_nothing(cluster, name)
+    answers = {}
+    for line in log.splitlines():
+        if line.startswith(MARK):
+            with suppress(ValueError):
+                of, outcome, text = json.loads(line.removeprefix(MARK))
+                answers[of] = (outcome, text)
+    if not answers:
+        told = [line for line in log.splitlines() if line.strip()][-1:]
+        msg = " ".join(["its job ended without an answer:", info.status, info.message, *told])
         raise UnseenError(msg)
-    with suppress(ClusterError):  # it did what it was for
+    return answers
+
+
+def _log_at_end(cluster: Cluster, name: str) -> tuple[JobInfo, str]:
+    deadline = time.monotonic() + _CLUSTER_LIMIT_S
+    while True:
+        try:
+            info = cluster.info(name)
+            if info.is_over:
+                return info, cluster.logs(name)
+        except UnreachableError:
+            if time.monotonic() > deadline:
+                raise
+        else:
+            if time.monotonic() > deadline:
+                msg = f"its job was not over in {_CLUSTER_LIMIT_S:g} s ({info.status}: {info.message})"
+                raise UnseenError(msg)
+        time.sleep(_POLL_S)
+
+
+def _leave_nothing(cluster: Cluster, name: str) -> None:
+    """Ends a job and takes it off the cluster's list, if it is there."""
+    deadline = time.monotonic() + _STOP_LIMIT_S
+    try:
+        while not cluster.info(name).is_over:
+            cluster.stop(name)
+            if time.monotonic() > deadline:
+                raise UnseenError
+            time.sleep(_POLL_S)
         cluster.forget(name)
-    return {key: (outcome, text) for key, (outcome, text) in json.loads(lines[-1].removeprefix(MARK)).items()}
+    except NoSuchJobError:
+        pass
+    except RayferryError:
+        report.note(f"the job that looked may still be there; end it: {cluster.command(f'stop {name}')}")
 
 
 def require(found: Sequence[Probe]) -> None:

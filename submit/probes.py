@@ -104,8 +104,8 @@ def ask_capacity(spec: JobSpec, connected: Callable[[], Cluster], most: Sequence
         needed = f"the job needs {counted(num, 'replica')} x {counted(size, 'GPU')}"
         said.append(needed + (f" ({spec.resources.accelerator_type})" if spec.resources.accelerator_type else ""))
     if autoscaling:
-        with_most = f"up to {_nodes(list(most))} in all" if most else "nobody knows which"
-        said.append(f"an autoscaler can add nodes, {with_most}")
+        which = f"no more than {_nodes(list(most))}" if most else "nobody knows which"
+        said.append(f"an autoscaler can add nodes, {which}")
     return "; ".join(filter(None, [*said, placement.note]))
 
 

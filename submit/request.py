@@ -3,6 +3,7 @@
 import re
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -93,8 +94,8 @@ def build_request(spec: JobSpec, address: str, submission_id: str, earlier: Earl
     )
 
 
-def build_probe(spec: JobSpec, address: str, *, may_hold: bool) -> SubmitRequest:
+def build_probe(spec: JobSpec, address: str, names: Sequence[str], earlier: Earlier) -> SubmitRequest:
     """A small job that looks at what the job needs, from the cluster; it says nothing of an output that it writes."""
     request = build_request(spec, address, new_submission_id(f"{spec.name}-check"))
     metadata = {METADATA_PREFIX + "version": VERSION, METADATA_PREFIX + "name": f"{spec.name} (check)"}
-    return replace(request, entrypoint=probe_entrypoint(may_hold=may_hold), metadata=metadata)
+    return replace(request, entrypoint=probe_entrypoint(names, earlier.words), metadata=metadata)

@@ -55,7 +55,7 @@ class Head:
         key: path of the private key; "" likewise.
         proxy_command: what ssh goes through; "" for nothing.
         dashboard_port: where the dashboard listens there.
-        most: the most nodes that the cluster can come to have; None if its file does not tell.
+        most: the most nodes that its autoscaler may start; None if its file does not tell.
     """
 
     file: Path
@@ -103,6 +103,7 @@ def find_head(path: Path) -> Head:
         raise TunnelError(msg)
     said = io.StringIO()
     step = "where the head is"
+    is_filled = False
     try:
         with redirect_stdout(said), redirect_stderr(said):  # Ray tells of much, and stdout is for the datum
             from ray.autoscaler import sdk
@@ -112,8 +113,9 @@ def find_head(path: Path) -> Head:
             if not auth.get("ssh_private_key") or not auth.get("ssh_user"):
                 # What the file leaves out are Ray's defaults and the key that `ray up` made.
                 step = f"who may log in to the head, {host} (auth.ssh_user and auth.ssh_private_key)"
-                config = sdk.bootstrap_config(config)  # which knows what an instance type holds, too
+                config = sdk.bootstrap_config(config)
                 auth = config["auth"]
+                is_filled = config["provider"].get("type") == "aws"  # of the others it knows less
     except Exception as error:
         if "Head node of cluster" in str(error):
             msg = f"{path}: the head of cluster {config['cluster_name']!r} is not up; start it: ray up {path}"
@@ -135,13 +137,13 @@ def find_head(path: Path) -> Head:
         key=key,
         proxy_command=auth.get("ssh_proxy_command") or "",
         dashboard_port=_dashboard_port(config),
-        most=_most_nodes(config),
+        most=_most_nodes(config, is_filled=is_filled),
     )
 
 
-def _most_nodes(config: dict[str, Any]) -> tuple[Node, ...] | None:
+def _most_nodes(config: dict[str, Any], *, is_filled: bool) -> tuple[Node, ...] | None:
     with suppress(AttributeError, TypeError):  # Ray looks at these lines only when it starts a node
-        found = most_nodes(config)
+        found = most_nodes(config, is_filled=is_filled)
         return tuple(found) if found else None
     return None
 

@@ -5,15 +5,16 @@ usage: many.py WEED RESULTS SEEDS LANES [MODEL GPUS]     such as: many.py .venv/
 With a model the engine is vLLM's own. Prints a line for each run, and appends it to RESULTS; see report.py.
 """
 
+import contextlib
 import json
 import multiprocessing
 import os
+import queue
 import secrets
 import shutil
 import sys
 import tempfile
 import time
-import traceback
 from pathlib import Path
 
 
@@ -59,19 +60,17 @@ def lane(weed, seeds, results, model, gpus, logs):
             time.sleep(0.2)
     os.environ["AWS_ENDPOINT_URL"] = endpoint
     proxy = S3Proxy(endpoint)
+    place = None
     try:
         place = Place(proxy, environ | {"AWS_ENDPOINT_URL": endpoint}, "vllm" if model else "stub", gpus)
         runs = Runs(place, endpoint, stack.BUCKET, folder, model or "stub")
         while (seed := seeds.get()) is not None:
-            try:
-                results.put(runs.run(seed))
-            except Exception:  # noqa: BLE001  # one run less
-                results.put({"seed": seed, "fault": "the harness", "defects": {"error": traceback.format_exc()}})
+            results.put(runs.run(seed))
             shutil.copy(folder / f"{seed}.log", logs)
-        place.close()
     finally:
+        if place is not None:
+            place.close()
         server.kill()
-        results.put(None)
 
 
 def main():
@@ -82,21 +81,28 @@ def main():
         asked_seeds += range(int(first), int(last or first) + 1)
     context = multiprocessing.get_context("spawn")
     seeds, results = context.Queue(), context.Queue()
+    lanes = []
     logs = Path(file).with_suffix(".logs")
     logs.mkdir(exist_ok=True)
     for seed in [*asked_seeds, *[None] * int(num_lanes)]:
         seeds.put(seed)
     for _ in range(int(num_lanes)):
-        context.Process(target=lane, args=(weed, seeds, results, model, int(gpus), logs)).start()
-    left = int(num_lanes)
-    while left:
-        found = results.get()
-        if found is None:
+        lanes.append(context.Process(target=lane, args=(weed, seeds, results, model, int(gpus), logs)))
+        lanes[-1].start()
+    left = len(asked_seeds)
+    while left and any(one.is_alive() for one in lanes):
+        with contextlib.suppress(queue.Empty):
+            found = results.get(timeout=5)
             left -= 1
-            continue
-        with Path(file).open("a") as out:
-            out.write(json.dumps(found) + "\n")
-        print("RUN", json.dumps(found), flush=True)
+            tell(found, file)
+    sys.exit(f"{left} runs were not made" if left else 0)
+
+
+def tell(found, file):
+    """Prints a run, and keeps it."""
+    with Path(file).open("a") as out:
+        out.write(json.dumps(found) + "\n")
+    print("RUN", json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

@@ -326,6 +326,8 @@ class Runs:
             driver = place.driver() if by_laptop else process
             if driver is not None:
                 driver.send_signal(signal.SIGTERM if fault == "SIGTERM" else signal.SIGKILL)
+            else:
+                happened[-1] += " (nothing there)"
             if fault == "head killed":
                 place.lose_head()
             return not by_laptop

@@ -80,7 +80,11 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do(self):
-        body = self._body()
+        try:
+            body = self._body()
+        except (EOFError, ValueError):  # its sender was killed on the way; a server of S3 takes no half of an object
+            self.close_connection = True
+            return
         fault = self.proxy.draw()
         if fault in {"cut put", "lost answer"} and self.command == "GET":
             fault = "reset"
@@ -102,14 +106,20 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _body(self):
         if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            return self._exactly(int(self.headers.get("Content-Length", 0)))
         pieces = []
         while size := int(self.rfile.readline().split(b";")[0], 16):
-            pieces.append(self.rfile.read(size))
+            pieces.append(self._exactly(size))
             self.rfile.readline()
         while self.rfile.readline().strip():
             pass
         return b"".join(pieces)
+
+    def _exactly(self, size):
+        content = self.rfile.read(size)
+        if len(content) < size:
+            raise EOFError
+        return content
 
     def _headers(self):
         hop = {"connection", "expect", "transfer-encoding", "content-length"}

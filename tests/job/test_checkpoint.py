@@ -205,3 +205,8 @@ def test_a_run_that_answered_a_row_twice_gets_no_manifest():
     checkpoint.check_once({"x/0.json": records["x/0.json"]})
     with pytest.raises(JobError, match=r"x/1.json.*go on with --resume"):
         checkpoint.check_once(records)
+
+
+def test_a_record_without_content_is_none(tmp_path):
+    (tmp_path / "r.json").touch()
+    assert checkpoint.Record.read(str(tmp_path / "r.json")) is None

@@ -214,10 +214,10 @@ L4 = Node(8, 1, frozenset({"L4"}))
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, [Node(4), L4, L4, L4, L4]),
-        ({"max_workers": 1}, [Node(4), L4]),
-        ({"head_node_type": "gpu-1"}, [L4] * 5),
+        ({}, [L4] * 4),
+        ({"max_workers": 1}, [L4]),
         ({"available_node_types": {"any": {"resources": {"CPU": 2}}}}, [Node(2)] * 4),
+        ({"available_node_types": {"head": {"resources": {"CPU": 2}}}}, None),
         ({"available_node_types": {"any": {"resources": {}}}}, None),
         ({"available_node_types": {"any": {}}}, None),
         ({"available_node_types": {}}, None),
@@ -226,13 +226,20 @@ L4 = Node(8, 1, frozenset({"L4"}))
     ids=str,
 )
 def test_the_most_nodes_are_those_of_the_clusters_file(changes, expected):
-    assert most_nodes(cluster_file(**changes)) == expected
+    assert most_nodes(cluster_file(**changes), is_filled=True) == expected
+
+
+def test_a_type_that_ray_did_not_look_up_may_have_gpus_of_which_its_file_says_nothing():
+    assert most_nodes(cluster_file(), is_filled=False) is None
+    types = {"a": {"resources": {"CPU": 8, "GPU": 0}}, "b": {"resources": {"CPU": 8, "GPU": 1}, "max_workers": 1}}
+    told = cluster_file(available_node_types=types, max_workers=2)
+    assert most_nodes(told, is_filled=False) == [Node(8), Node(8), Node(8, 1)]
 
 
 def test_a_file_without_a_limit_has_rays_own():
     file = cluster_file()
     del file["max_workers"]
-    assert most_nodes(file).count(L4) == 2
+    assert most_nodes(file, is_filled=True) == [L4] * 2
 
 
 @pytest.mark.parametrize(
@@ -245,18 +252,26 @@ def test_a_file_without_a_limit_has_rays_own():
 )
 def test_what_the_autoscaler_may_never_start_is_refused(place, changes, says):
     with pytest.raises(JobError, match=says) as caught:
-        place([CPU_NODE], autoscaling=True, most=most_nodes(cluster_file()), **changes)
-    assert "every node that the cluster's file lets its autoscaler start" in str(caught.value)
+        place([CPU_NODE], autoscaling=True, most=[L4] * 4, **changes)
+    assert "what its autoscaler may start, by the cluster's file" in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("most", "changes"),
     [
-        (most_nodes(cluster_file()), {"replicas": 4}),
+        ([L4] * 4, {"replicas": 4}),
         (None, {"replicas": 400}),
         ([Node(8, 1)], {"resources": {"accelerator_type": "H100"}}),  # a file that does not name its models
+        ([L4, Node(8, 1)], {"resources": {"accelerator_type": "H100"}}),
     ],
-    ids=["fits", "nobody knows", "no models"],
+    ids=["fits", "nobody knows", "no models", "not all models"],
 )
 def test_what_the_autoscaler_may_start_passes(place, most, changes):
     assert place([CPU_NODE], autoscaling=True, most=most, **changes).device == "gpu"
+
+
+def test_nodes_that_are_up_count_whatever_the_file_says(place):
+    live = gpus(1, kind=frozenset({"A100-40G"}))
+    assert place([live], autoscaling=True, most=[Node(8)]).device == "gpu"
+    wanted = {"accelerator_type": "A100-40G"}
+    assert place([live], autoscaling=True, most=[L4], resources=wanted).device == "gpu"

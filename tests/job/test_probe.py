@@ -1,10 +1,12 @@
 """What a node sees of a job's input, output and model."""
 
 import json
+import time
 
 import pytest
 
 from rayferry.job import probe, storage
+from rayferry.job.earlier import NOTHING_EARLIER, Earlier
 
 
 @pytest.fixture
@@ -19,9 +21,9 @@ def place(bucket_uri):
 def seen(make_spec, place):
     """What is seen of a job with these changes."""
 
-    def look(*, may_hold=False, **changes):
+    def look(*, names=probe.NAMES, earlier=NOTHING_EARLIER, **changes):
         there = {"model": f"{place}/model", "input": {"uri": f"{place}/in/"}, "output": {"uri": f"{place}/out/"}}
-        return probe.look(make_spec(**there | changes), may_hold=may_hold)
+        return probe.look(make_spec(**there | changes), names, earlier)
 
     return look
 
@@ -35,7 +37,28 @@ def test_what_is_there_is_told(seen, place):
 
 
 def test_the_look_leaves_nothing_that_a_run_would_stumble_over(seen):
-    assert seen()["output"] == seen()["output"]
+    assert [seen()["output"][0] for _ in range(2)] == ["ok", "ok"]
+
+
+def test_only_what_is_asked_is_looked_at(seen, place):
+    assert list(seen(names=["input"])) == ["input"]
+    assert storage.children(f"{place}/out/") == []
+
+
+def test_a_store_that_does_not_answer_is_told_in_time(seen, monkeypatch):
+    monkeypatch.setattr(probe, "_LIMIT_S", 0.2)
+    monkeypatch.setattr(storage, "list_files", lambda *_args, **_options: time.sleep(5))
+    assert seen(names=["input"])["input"] == (
+        "failed",
+        "the store gave no answer in 0.2 s; check that the nodes reach it",
+    )
+
+
+def test_a_folder_that_the_head_has_not_may_be_on_other_nodes(seen):
+    assert seen(model="/nowhere/at/all")["model"] == (
+        "unknown",
+        "/nowhere/at/all: not a folder of the head; it has to be one of the nodes that run replicas",
+    )
 
 
 @pytest.mark.parametrize(
@@ -44,7 +67,6 @@ def test_the_look_leaves_nothing_that_a_run_would_stumble_over(seen):
         ("input", {"input": {"uri": "s3://{bucket}/none/"}}, "no input there"),
         ("input", {"input": {"uri": "/nowhere/at/all"}}, "/nowhere/at/all"),
         ("model", {"model": "s3://{bucket}/none"}, "no model there"),
-        ("model", {"model": "/nowhere/at/all"}, "no model there"),
     ],
 )
 def test_what_is_not_there_fails_its_own_check_alone(seen, place, name, changes, says):
@@ -54,10 +76,13 @@ def test_what_is_not_there_fails_its_own_check_alone(seen, place, name, changes,
     assert says in seen(**json.loads(json.dumps(changes).replace("s3://{bucket}", place)))[name][1]
 
 
-@pytest.mark.parametrize(("may_hold", "outcome"), [(False, "failed"), (True, "ok")])
-def test_an_output_that_holds_something_is_refused_unless_it_may(seen, place, may_hold, outcome):
+@pytest.mark.parametrize(
+    ("earlier", "outcome"),
+    [(NOTHING_EARLIER, "failed"), (Earlier(resume=True), "failed"), (Earlier(overwrite=True), "ok")],
+)
+def test_an_output_that_holds_something_of_somebody_is_refused_unless_it_may_go(seen, place, earlier, outcome):
     storage.write_bytes(f"{place}/out/data/a.parquet", b"x")
-    assert seen(may_hold=may_hold)["output"][0] == outcome
+    assert seen(earlier=earlier)["output"][0] == outcome
 
 
 def test_an_output_that_cannot_be_written_is_refused(seen, monkeypatch):
@@ -74,19 +99,15 @@ def test_a_folder_without_a_config_is_no_model(seen, tmp_path):
     assert "no config.json" in seen(model=str(tmp_path))["model"][1]
 
 
-def test_a_hub_id_is_left_to_the_replicas(seen):
-    assert seen(model="org/model")["model"] == ("ok", "org/model: a hub id; the replicas load it when they start")
-
-
 def test_a_secret_that_cannot_be_had_fails_all(seen):
     found = seen(runtime_env={"secrets": {"HF_TOKEN": "file:/nowhere/at/all"}})
     assert {outcome for outcome, _ in found.values()} == {"failed"}
     assert "HF_TOKEN" in found["input"][1]
 
 
-def test_the_answer_is_one_line(make_spec, place, tmp_path, capsys):
+def test_each_answer_is_a_line(make_spec, place, tmp_path, capsys):
     spec = make_spec(model="org/model", input={"uri": f"{place}/in/"}, output={"uri": f"{place}/out/"})
     (tmp_path / "spec.json").write_text(json.dumps(spec.to_json()))
-    assert probe.main([str(tmp_path / "spec.json")]) == 0
-    (line,) = capsys.readouterr().out.splitlines()
-    assert set(json.loads(line.removeprefix(probe.MARK))) == {"input", "output", "model"}
+    assert probe.main([str(tmp_path / "spec.json"), "input", "output", "--resume"]) == 0
+    lines = [json.loads(line.removeprefix(probe.MARK)) for line in capsys.readouterr().out.splitlines()]
+    assert [line[:2] for line in lines] == [["input", "ok"], ["output", "ok"]]

@@ -1,5 +1,7 @@
 import json
 import pickle
+import signal
+import socket
 import threading
 import time
 import uuid
@@ -389,3 +391,45 @@ def test_a_write_gets_through_a_store_with_bad_moments(stack, bucket_uri, monkey
     assert set(proxy.done) == set(kinds)
     assert all(storage.read_bytes(f"{bucket_uri}/{at}") == b"whole" * 100_000 for at in range(4))
     proxy.close()
+
+
+class Tardy:
+    """An S3 filesystem whose streams take a while to open."""
+
+    def __init__(self, files):
+        self._files = files
+
+    def open_output_stream(self, path, **options):
+        stream = self._files.open_output_stream(path, **options)
+        time.sleep(0.5)
+        return stream
+
+
+def test_what_a_signal_raises_in_a_write_leaves_no_half_of_an_object(bucket_uri, monkeypatch):
+    files, path = storage.filesystem(f"{bucket_uri}/a")
+    monkeypatch.setattr(storage, "filesystem", lambda _uri: (Tardy(files), path))
+
+    def end(_number, _frame):
+        raise SystemExit
+
+    before = signal.signal(signal.SIGALRM, end)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(SystemExit):
+            storage.write_bytes(f"{bucket_uri}/a", b"whole")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    monkeypatch.undo()
+    assert files.open_input_stream(path).read() == b"whole"
+
+
+def test_the_proxy_of_these_tests_passes_no_half_of_an_object_on():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.5)
+        proxy = S3Proxy(f"http://127.0.0.1:{server.getsockname()[1]}")
+        host, _, port = proxy.url.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port))) as client:
+            client.sendall(b"PUT /bucket/key HTTP/1.1\r\nHost: here\r\nContent-Length: 10\r\n\r\nhal")
+        with pytest.raises(TimeoutError):
+            server.accept()
+        proxy.close()

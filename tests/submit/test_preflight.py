@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from rayferry.job.earlier import NOTHING_EARLIER, Earlier
 from rayferry.job.probe import MARK
 from rayferry.submit import preflight as preflight_module
 from rayferry.submit import probes as probes_module
@@ -124,58 +125,99 @@ def test_a_check_that_breaks_off_does_not_take_the_others_with_it(spec, asked, m
     assert (found[name].outcome, found[name].text, found["input"].outcome) == (outcome, said, "ok")
 
 
-UNSEEN = [Probe("input", "unknown", "no credentials", 0.1), Probe("model", "unknown", "a hub id", 0.0)]
+UNSEEN = [
+    Probe("cluster", "ok", "Ray", 0.1),
+    Probe("input", "unknown", "no credentials", 0.1),
+    Probe("model", "unknown", "a hub id", 0.0),
+]
 
 
 @pytest.fixture
-def look(ray_api, spec):
+def look(ray_api, spec, monkeypatch):
     """Lets that cluster look, which answers so; gives what came of the checks."""
+    monkeypatch.setattr(preflight_module, "_POLL_S", 0.02)
     ray_api.log = "noise\n"
 
-    def run(found=UNSEEN, **answers):
-        if answers:
-            ray_api.log += MARK + json.dumps(answers) + "\n"
-        return ask_from_cluster(spec, Cluster(ray_api.url), found)
+    def run(*answers, found=UNSEEN, earlier=NOTHING_EARLIER):
+        ray_api.log += "".join(f"{MARK}{json.dumps(answer)}\n" for answer in answers)
+        return ask_from_cluster(spec, lambda: Cluster(ray_api.url), found, earlier)
 
     return run
 
 
 def test_the_cluster_answers_what_the_laptop_could_not(look):
-    seen = look(input=["ok", "3 files"], output=["failed", "not empty"], model=["ok", "there"])
-    assert [(probe.name, probe.outcome, probe.text) for probe in seen] == [
+    seen = look(["input", "ok", "3 files"], ["output", "failed", "not empty"], ["model", "ok", "there"])
+    assert [(probe.name, probe.outcome, probe.text) for probe in seen[1:]] == [
         ("input", "ok", "3 files (seen from the cluster)"),
         ("model", "unknown", "a hub id"),
     ]
 
 
-def test_the_job_that_looks_writes_nowhere_and_is_taken_off_the_list(look, ray_api):
+def test_the_job_that_looks_is_asked_that_alone_writes_nowhere_and_is_taken_off_the_list(look, ray_api):
     started = []
     ray_api.on_start = lambda name: started.append(ray_api.jobs[name]["sent"])
-    look(input=["ok", "3 files"])
+    look(["input", "ok", "3 files"], earlier=Earlier(overwrite=True))
     (sent,) = started
-    assert "rayferry.job.probe spec.json" in sent["entrypoint"]
+    assert sent["entrypoint"] == "python -m rayferry.job.probe spec.json input --overwrite"
     assert "rayferry_output_uri" not in sent["metadata"]
     assert ray_api.jobs == {}
 
 
-def test_where_all_is_seen_the_cluster_is_not_asked(look, ray_api):
-    found = [Probe("input", "ok", "1 file", 0.1), Probe("rows", "unknown", "x", 0.1), UNSEEN[1]]
-    assert look(found) == found
-    assert ray_api.requests == [] or all(method == "GET" for method, _ in ray_api.requests)
+@pytest.mark.parametrize(
+    "found",
+    [
+        [UNSEEN[0], Probe("input", "ok", "1 file", 0.1), Probe("rows", "unknown", "x", 0.1), UNSEEN[2]],
+        [Probe("cluster", "failed", "away", 0.1), UNSEEN[1]],
+        [UNSEEN[1]],
+        [UNSEEN[0], Probe("input", "skipped", "", 0.0)],
+    ],
+    ids=["all seen", "cluster away", "cluster skipped", "input skipped"],
+)
+def test_where_it_would_tell_nothing_new_the_cluster_is_not_asked(look, ray_api, found):
+    assert look(found=found) == found
+    assert ray_api.requests == []
 
 
-def test_a_look_that_fails_is_said_and_fails_nothing(look, ray_api):
+def test_a_look_that_fails_is_said_beside_what_was_known_and_fails_nothing(look, ray_api):
     ray_api.statuses = ["FAILED"]
     ray_api.message = "the environment could not be set up"
-    (probe, _) = look()
-    assert (probe.outcome, "the cluster could not look either" in probe.text) == ("unknown", True)
-    assert "the environment could not be set up" in probe.text
+    probe = look()[1]
+    why = "its job ended without an answer: FAILED the environment could not be set up noise"
+    assert (probe.outcome, probe.text) == ("unknown", f"no credentials; the cluster could not look either: {why}")
+    assert ray_api.jobs == {}
+
+
+def test_an_answer_that_was_damaged_is_none(look, ray_api):
+    ray_api.log = f"{MARK}[input\n"
+    assert look()[1].outcome == "unknown"
 
 
 def test_a_look_that_does_not_end_is_stopped(look, ray_api, monkeypatch):
     monkeypatch.setattr(preflight_module, "_CLUSTER_LIMIT_S", 0.2)
-    monkeypatch.setattr(preflight_module, "_POLL_S", 0.05)
     ray_api.statuses = ["PENDING"]
-    (probe, _) = look()
+    probe = look()[1]
     assert (probe.outcome, "was not over in 0.2 s (PENDING" in probe.text) == ("unknown", True)
-    assert ray_api.statuses == ["STOPPED"]
+    assert (ray_api.statuses, ray_api.jobs) == (["STOPPED"], {})
+
+
+def test_an_interruption_stops_the_look_and_goes_on(look, ray_api, monkeypatch):
+    ray_api.statuses = ["RUNNING"]
+
+    def interrupt(*_args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(preflight_module, "_log_at_end", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        look()
+    assert (ray_api.statuses, ray_api.jobs) == (["STOPPED"], {})
+
+
+def test_a_look_that_cannot_be_submitted_fails_nothing(look, ray_api):
+    ray_api.faults["POST", "/api/jobs/"] = [(403, "no")]
+    assert look()[1].outcome == "unknown"
+
+
+def test_a_job_that_may_be_left_is_named(look, ray_api, capsys):
+    ray_api.faults["DELETE", "/api/jobs/"] = [(500, "no")] * 9
+    look(["input", "ok", "3 files"])
+    assert "the job that looked may still be there; end it: rayferry stop reviews-check-" in capsys.readouterr().err

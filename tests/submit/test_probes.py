@@ -75,7 +75,7 @@ def test_the_capacity_counts_what_the_autoscaler_may_start(spec, asked):
     most = [Node(4), Node(8, 1), Node(8, 1)]
     cluster = asked(Node(4), autoscaling=True)
     said = probes_module.ask_capacity(spec, lambda: cluster, most)
-    assert "an autoscaler can add nodes, up to 3 nodes, 20 CPUs, 2 GPUs (at most 1 on one node) in all" in said
+    assert "an autoscaler can add nodes, no more than 3 nodes, 20 CPUs, 2 GPUs (at most 1 on one node)" in said
 
 
 def test_the_capacity_names_the_accelerator_that_is_asked_for(probe, asked):
