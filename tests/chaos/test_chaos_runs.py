@@ -12,7 +12,7 @@ from rayferry.submit.local.model import demo_model
 from .runs import Place, Runs
 from .s3_proxy import S3Proxy
 
-FEW = (1, 10)
+FEW = (1, pytest.param(10, marks=pytest.mark.slow))  # a replica is killed; a laptop
 MANY, REAL = range(100), range(10)
 
 
