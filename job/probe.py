@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -62,8 +63,9 @@ def look(spec: JobSpec, names: list[str], earlier: Earlier = NOTHING_EARLIER) ->
         secrets.settle(spec.runtime_env.secrets)
     except RayferryError as error:
         return dict.fromkeys(names, ("failed", str(error)))
+    deadline = time.monotonic() + _LIMIT_S
     asked = {name: _start(questions[name]) for name in names}
-    return {name: _answer(future) for name, future in asked.items()}
+    return {name: _answer(future, deadline) for name, future in asked.items()}
 
 
 def _start(ask: Callable[[], str]) -> "Future[str]":
@@ -80,9 +82,9 @@ def _start(ask: Callable[[], str]) -> "Future[str]":
     return future
 
 
-def _answer(future: "Future[str]") -> tuple[str, str]:
+def _answer(future: "Future[str]", deadline: float) -> tuple[str, str]:
     try:
-        return "ok", future.result(_LIMIT_S)
+        return "ok", future.result(max(0.0, deadline - time.monotonic()))
     except _NotSeenError as error:
         return "unknown", str(error)
     except TimeoutError:

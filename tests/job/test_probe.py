@@ -54,6 +54,13 @@ def test_a_store_that_does_not_answer_is_told_in_time(seen, monkeypatch):
     )
 
 
+def test_stores_that_do_not_answer_take_one_limit_together(seen, monkeypatch):
+    monkeypatch.setattr(probe, "_LIMIT_S", 0.5)
+    monkeypatch.setattr(storage, "list_files", lambda *_args, **_options: time.sleep(5))
+    monkeypatch.setattr(storage, "children", lambda _uri: time.sleep(0.9) or ["config.json"])  # within a second limit
+    assert {outcome for outcome, _ in seen(names=["input", "model"]).values()} == {"failed"}
+
+
 def test_a_folder_that_the_head_has_not_may_be_on_other_nodes(seen):
     assert seen(model="/nowhere/at/all")["model"] == (
         "unknown",
