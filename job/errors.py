@@ -4,7 +4,8 @@ RayferryError            something failed; its text is what the user reads
 ├── SpecError            the job file or a flag is wrong: exit code 2
 ├── JobError             the run cannot start or cannot go on: exit code 1
 │   └── TooManyErrorsError   so many rows failed that going on is of no use: exit code 3
-└── EngineError          the inference engine could not start, or died: exit code 1
+├── EngineError          the inference engine could not start, or died: exit code 1
+└── UnseenError          a check cannot see it from where it runs; the job may well find it
 
 A row that fails is not an exception: it is a row in `errors/`.
 """
@@ -42,6 +43,10 @@ class TooManyErrorsError(JobError):
 
 class EngineError(RayferryError):
     """The inference engine could not start, or stopped working."""
+
+
+class UnseenError(RayferryError):
+    """It cannot be seen from here; the job may well find it."""
 
 
 def root_line(error: BaseException) -> str:

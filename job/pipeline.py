@@ -14,7 +14,7 @@ from rayferry.job.errors import JobError, TooManyErrorsError
 from rayferry.job.layout import Layout
 from rayferry.job.lease import Lease
 from rayferry.job.log import counted, say
-from rayferry.job.placement import Node, Placement, ReplicaGroups, can_grow, plan
+from rayferry.job.placement import Placement, ReplicaGroups, plan_here
 from rayferry.job.rows import data_schema
 from rayferry.job.spec import JobSpec, ReplicaRange
 
@@ -207,10 +207,7 @@ def _go_on(board: "ActorHandle[Any]", done: "Done", found: "Input") -> None:
 
 
 def _place(spec: JobSpec) -> Placement:
-    import ray
-
-    nodes = [Node.from_ray(node["Resources"], node.get("Labels")) for node in ray.nodes() if node["Alive"]]
-    placement = plan(spec, nodes, autoscaling=can_grow(nodes, _autoscaler_status()))
+    placement = plan_here(spec)
     if placement.note:
         say(placement.note)
     return placement
@@ -298,10 +295,3 @@ def _set_up_ray_data(block_bytes: int, replicas: int) -> None:
     # One of them asks for a new replica's arguments each time it looks, so for a placement group that nobody uses.
     # Source: https://github.com/ray-project/ray/issues/55995
     context.issue_detectors_config.detectors = []
-
-
-def _autoscaler_status() -> dict[str, Any]:
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    raw = _internal_kv_get(b"__autoscaling_status")
-    return json.loads(raw) if raw else {}

@@ -1,8 +1,14 @@
 """What each replica runs on, decided from the job and the cluster's nodes before anything starts."""
 
+import json
+import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from rayferry.job.errors import JobError
 from rayferry.job.spec import JobSpec
@@ -12,6 +18,8 @@ if TYPE_CHECKING:
 
 # Label of a node that the second autoscaler knows the type of; a head started by hand has none.
 GROUP_LABEL = "ray.io/node-group"
+_LAUNCHED = Path("~/ray_bootstrap_config.yaml")
+_KUBERNETES = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _MAX_WORKERS = 2  # Ray's own, where a cluster's file says nothing
 ACCELERATOR_PREFIX = "accelerator_type:"  # Ray's name for the resource that tells a node's GPU model
 
@@ -54,12 +62,14 @@ class Placement:
         actor_args: what the actor itself asks of Ray.
         bundles: the placement group that each replica gets for itself; empty if it needs none.
         note: what a user should know about the choice, or "".
+        is_certain: False where the nodes that are there do not hold it, and nobody knows what the autoscaler may start.
     """
 
     device: str
     actor_args: dict[str, Any]
     bundles: list[dict[str, float]] = field(default_factory=list)
     note: str = ""
+    is_certain: bool = True
 
 
 def plan(spec: JobSpec, nodes: Sequence[Node], *, autoscaling: bool, most: Sequence[Node] | None = None) -> Placement:
@@ -84,24 +94,77 @@ def plan(spec: JobSpec, nodes: Sequence[Node], *, autoscaling: bool, most: Seque
     if spec.resources.device == "cpu" or (spec.resources.device == "auto" and no_gpus):
         return _on_cpus(spec, nodes, autoscaling=autoscaling)
     size = spec.engine.world_size
-    if not autoscaling:
+    is_certain = True
+    try:
         _check_gpus(spec, nodes)
-    elif most is not None:
-        room = [*nodes, *most]
-        if kind is None or all(node.accelerator_types for node in room if node.num_gpus):
-            try:
-                _check_gpus(spec, room)
-            except JobError as error:
-                msg = f"{error} (this counts what its autoscaler may start, by the cluster's file)"
-                raise JobError(msg) from error
+    except JobError:
+        if not autoscaling:
+            raise
+        room = [*nodes, *(most or [])]
+        is_certain = most is not None and (
+            kind is None or all(node.accelerator_types for node in room if node.num_gpus)
+        )
+        if is_certain:
+            _check_room(spec, room)
     extra: dict[str, Any] = {"accelerator_type": kind} if kind else {}
     note = "" if has_gpus else "no node has a GPU yet: waiting for the autoscaler (resources.device: cpu takes CPUs)"
     if size == 1:
-        return Placement("gpu", {"num_cpus": 0, "num_gpus": 1} | extra, note=note)
+        return Placement("gpu", {"num_cpus": 0, "num_gpus": 1} | extra, note=note, is_certain=is_certain)
     bundle: dict[str, float] = {"GPU": 1, "CPU": 1}
     if kind:
         bundle[ACCELERATOR_PREFIX + kind] = 0.001
-    return Placement("gpu", {"num_gpus": 0}, [bundle] * size, note)
+    return Placement("gpu", {"num_gpus": 0}, [bundle] * size, note, is_certain)
+
+
+def _check_room(spec: JobSpec, nodes: Sequence[Node]) -> None:
+    try:
+        _check_gpus(spec, nodes)
+    except JobError as error:
+        msg = f"{error} (this counts what its autoscaler may start)"
+        raise JobError(msg) from error
+
+
+def plan_here(spec: JobSpec) -> Placement:
+    """The same for the cluster that this process is connected to.
+
+    Raises:
+        JobError: no node can hold a replica, or not all of them fit.
+    """
+    import ray  # noqa: PLC0415  # the laptop plans without Ray
+    from ray.experimental.internal_kv import _internal_kv_get  # noqa: PLC0415
+
+    nodes = [Node.from_ray(node["Resources"], node.get("Labels")) for node in ray.nodes() if node["Alive"]]
+    status = _internal_kv_get(b"__autoscaling_status")
+    autoscaling = can_grow(nodes, json.loads(status) if status else {})
+    placement = plan(spec, nodes, autoscaling=autoscaling)
+    return placement if placement.is_certain else plan(spec, nodes, autoscaling=autoscaling, most=most_here())
+
+
+def most_here() -> list[Node] | None:
+    """The most nodes that the autoscaler of this head may start; None if it cannot be known.
+
+    `ray up` leaves the cluster's file on its head. KubeRay keeps a RayCluster, which a head may read that has the
+    autoscaler beside it.
+    Source: ray/autoscaler/_private/commands.py and ray/autoscaler/_private/kuberay/ (Ray 2.60).
+    """
+    config = None
+    with suppress(Exception):  # whatever it is, it tells nothing
+        if _LAUNCHED.expanduser().exists():
+            config = yaml.safe_load(_LAUNCHED.expanduser().read_text())
+        elif cluster := os.environ.get("RAY_CLUSTER_NAME"):
+            config = _of_kuberay(cluster, (_KUBERNETES / "namespace").read_text().strip())
+        if config is not None:
+            return most_nodes(config, is_filled=config["provider"]["type"] in {"aws", "kuberay"})
+    return None
+
+
+def _of_kuberay(cluster: str, namespace: str) -> dict[str, Any]:
+    from ray.autoscaler._private.kuberay.autoscaling_config import AutoscalingConfigProducer  # noqa: PLC0415
+
+    producer = AutoscalingConfigProducer(cluster, namespace)
+    producer.kubernetes_api_client.get(f"rayclusters/{cluster}")  # asks once; the producer asks a refusal five times
+    config: dict[str, Any] = producer()
+    return config
 
 
 def most_nodes(config: Mapping[str, Any], *, is_filled: bool) -> list[Node] | None:

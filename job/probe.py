@@ -1,7 +1,7 @@
-"""What the head sees of a job's input, output and model: `python -m rayferry.job.probe spec.json input output`.
+"""What the head sees of a job's needs: `python -m rayferry.job.probe spec.json input output`.
 
-`rayferry check` runs it on the cluster for what the laptop has no credentials for, or what are paths there. Each
-answer is a line of the log that begins with MARK.
+`rayferry check` and `submit` run it on the cluster for what the laptop has no credentials for, or what are paths there.
+Each answer is a line of the log that begins with MARK.
 """
 
 import argparse
@@ -14,20 +14,17 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 
-from rayferry.job import checkpoint, secrets, storage
+from rayferry.job import checkpoint, sample, secrets, storage
 from rayferry.job.earlier import NOTHING_EARLIER, Earlier
-from rayferry.job.errors import JobError, RayferryError, root_line
+from rayferry.job.errors import JobError, RayferryError, UnseenError, root_line
 from rayferry.job.layout import Layout
 from rayferry.job.log import counted
+from rayferry.job.placement import plan_here
 from rayferry.job.spec import JobSpec, parse
 
 MARK = "rayferry-probe "
-NAMES = ("input", "output", "model")
+NAMES = ("capacity", "input", "rows", "output", "model")
 _LIMIT_S = 45.0
-
-
-class _NotSeenError(RayferryError):
-    """It is not here, and may be on another node."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,7 +52,9 @@ def look(spec: JobSpec, names: list[str], earlier: Earlier = NOTHING_EARLIER) ->
         By name: `ok`, `failed` or `unknown`, and what was seen or what to do.
     """
     questions: dict[str, Callable[[], str]] = {
+        "capacity": lambda: _capacity(spec),
         "input": lambda: _input(spec),
+        "rows": lambda: sample.ask_rows(spec, lambda: _listing(spec)),
         "output": lambda: _output(spec, earlier),
         "model": lambda: _model(spec.model),
     }
@@ -85,7 +84,7 @@ def _start(ask: Callable[[], str]) -> "Future[str]":
 def _answer(future: "Future[str]", deadline: float) -> tuple[str, str]:
     try:
         return "ok", future.result(max(0.0, deadline - time.monotonic()))
-    except _NotSeenError as error:
+    except UnseenError as error:
         return "unknown", str(error)
     except TimeoutError:
         return "failed", f"the store gave no answer in {_LIMIT_S:g} s; check that the nodes reach it"
@@ -93,11 +92,25 @@ def _answer(future: "Future[str]", deadline: float) -> tuple[str, str]:
         return "failed", root_line(error)
 
 
+def _capacity(spec: JobSpec) -> str:
+    import ray  # noqa: PLC0415  # the other questions need none
+
+    ray.init(ignore_reinit_error=True, log_to_driver=False, logging_level="ERROR")
+    if not plan_here(spec).is_certain:
+        msg = "the nodes that are there do not hold it, and the cluster does not tell what its autoscaler may start"
+        raise UnseenError(msg)
+    return "its nodes hold the replicas, or its autoscaler may start what they need"
+
+
 def _input(spec: JobSpec) -> str:
+    found = _listing(spec)
+    return f"{found.name}: {counted(len(found.files), 'file')}, {sum(file.num_bytes for file in found.files):,} bytes"
+
+
+def _listing(spec: JobSpec) -> sample.Listing:
     uris = spec.input.uris
-    files = storage.list_files(uris, anonymous=spec.input.is_anonymous)
     name = uris[0] if len(uris) == 1 else f"{uris[0]} and {len(uris) - 1} more"
-    return f"{name}: {counted(len(files), 'file')}, {sum(file.num_bytes for file in files):,} bytes"
+    return sample.Listing(name, storage.list_files(uris, anonymous=spec.input.is_anonymous))
 
 
 def _output(spec: JobSpec, earlier: Earlier) -> str:
@@ -124,7 +137,7 @@ def _model(model: str) -> str:
             raise JobError(msg)
     elif not storage.children(folder):
         msg = f"{model}: not a folder of the head; it has to be one of the nodes that run replicas"
-        raise _NotSeenError(msg)
+        raise UnseenError(msg)
     elif storage.read_bytes(folder + "config.json") is None:
         msg = f"model {model!r}: the folder holds no config.json, so it is no Hugging Face checkpoint"
         raise JobError(msg)

@@ -148,7 +148,6 @@ def _nowhere() -> str:
 @address_option
 @earlier_option
 @skip_option
-@click.option("--no-probe-job", is_flag=True, help="Leave what cannot be seen from here unseen.")
 @json_option
 def check(
     job: Path,
@@ -156,7 +155,6 @@ def check(
     address: Flags,
     earlier: "Earlier",
     skip: tuple[str, ...],
-    no_probe_job: bool,
     as_json: bool,
 ) -> None:
     """Check what the job file JOB needs, and start nothing of it.
@@ -178,8 +176,7 @@ def check(
     package = request.build_request(spec, place.url, f"{spec.name}-check").package
     report.left_out(package)
     probes = preflight(spec, place, lambda: Cluster(place), package, skip, may_hold=earlier.may_hold)
-    if not no_probe_job:
-        probes = ask_from_cluster(spec, lambda: Cluster(place), probes, earlier)
+    probes = ask_from_cluster(spec, lambda: Cluster(place), probes, skip, earlier)
     if as_json:
         report.json_datum([asdict(probe) for probe in probes])
     else:

@@ -183,7 +183,11 @@ _ADDRESS_OPTIONS = (
 )
 CHECKS = ("cluster", "capacity", "input", "rows", "output", "model", "package")
 skip_option = click.option(
-    "--skip", multiple=True, type=click.Choice(CHECKS), metavar="CHECK", help="Leave a check out; may be given again."
+    "--skip",
+    multiple=True,
+    type=click.Choice((*CHECKS, "probe-job")),
+    metavar="CHECK",
+    help="Leave a check out, or probe-job; may be given again.",
 )
 timeout_option = click.option(
     "--timeout", metavar="TIME", help="Follow no longer than this, such as 90s or 2h; the job goes on (exit code 6)."

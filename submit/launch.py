@@ -16,7 +16,7 @@ from rayferry.submit import collect, failure, report, s3
 from rayferry.submit.client import Cluster, JobInfo
 from rayferry.submit.config import Address
 from rayferry.submit.follow import every_line, follow, our_lines
-from rayferry.submit.preflight import PreflightError, preflight, require
+from rayferry.submit.preflight import PreflightError, ask_from_cluster, preflight, require
 from rayferry.submit.request import SubmitRequest, build_request
 from rayferry.submit.signals import EXIT_INTERRUPTED, Terminated, if_interrupted
 from rayferry.submit.transport import ClusterError, UnreachableError
@@ -64,6 +64,8 @@ def submit(
 
     with if_interrupted(f"interrupted before {submission_id} was submitted"):
         probes = preflight(spec, address, connect, request.package, skip, may_hold=earlier.may_hold)
+        require(probes)
+        probes = ask_from_cluster(spec, lambda: clusters[0], probes, skip, earlier)
         require(probes)
         for probe in probes:
             if probe.outcome == "unknown":

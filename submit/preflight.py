@@ -9,20 +9,22 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
+from rayferry.job import sample
 from rayferry.job.earlier import NOTHING_EARLIER, Earlier
-from rayferry.job.errors import RayferryError
+from rayferry.job.errors import RayferryError, UnseenError
 from rayferry.job.probe import MARK, NAMES
 from rayferry.job.spec import JobSpec
-from rayferry.submit import probes, report, s3, sample
+from rayferry.submit import probes, report, s3
 from rayferry.submit.client import Cluster, JobInfo
 from rayferry.submit.config import Address
-from rayferry.submit.probes import PreflightError, UnseenError
+from rayferry.submit.probes import PreflightError
 from rayferry.submit.request import SubmitRequest, build_probe
 from rayferry.submit.transport import NoSuchJobError, UnreachableError
 
 __all__ = ["PreflightError", "Probe", "preflight", "require"]
 
 T = TypeVar("T")
+PROBE_JOB = "probe-job"  # what --skip calls the cluster's own look
 _LIMIT_S = 25.0
 _CLUSTER_LIMIT_S = 120.0  # an environment may have to be installed first
 _STOP_LIMIT_S = 30.0
@@ -106,7 +108,11 @@ def preflight(
 
 
 def ask_from_cluster(
-    spec: JobSpec, connect: Callable[[], Cluster], found: Sequence[Probe], earlier: Earlier = NOTHING_EARLIER
+    spec: JobSpec,
+    connect: Callable[[], Cluster],
+    found: Sequence[Probe],
+    skip: Collection[str] = (),
+    earlier: Earlier = NOTHING_EARLIER,
 ) -> list[Probe]:
     """Lets the cluster's head look where the laptop cannot: what it has no credentials for, and paths there.
 
@@ -116,6 +122,7 @@ def ask_from_cluster(
         spec: the job.
         connect: gives the client.
         found: what was seen from the laptop.
+        skip: checks that are left out; PROBE_JOB among them leaves all as it is.
         earlier: what becomes of what the output holds.
 
     Returns:
@@ -124,7 +131,9 @@ def ask_from_cluster(
     unseen = [probe.name for probe in found if probe.outcome == "unknown" and probe.name in NAMES]
     if "model" in unseen and not spec.model.startswith(("s3://", "/", "file://")):  # a hub id
         unseen.remove("model")
-    if not unseen or ("cluster", "ok") not in {(probe.name, probe.outcome) for probe in found}:
+    if "rows" in unseen and "input" not in unseen:  # they can be had, and do not tell
+        unseen.remove("rows")
+    if not unseen or PROBE_JOB in skip or ("cluster", "ok") not in {(probe.name, probe.outcome) for probe in found}:
         return list(found)
     report.note(f"asking the cluster about what cannot be seen from here ({', '.join(unseen)}), by a small job")
     start = time.monotonic()

@@ -2,15 +2,15 @@
 
 import importlib.metadata
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rayferry.job.errors import RayferryError
+from rayferry.job.errors import RayferryError, UnseenError
 from rayferry.job.layout import Layout
 from rayferry.job.log import counted
 from rayferry.job.pipeline import check_ray
 from rayferry.job.placement import Node, plan
+from rayferry.job.sample import Listing
 from rayferry.job.spec import JobSpec
 from rayferry.job.storage import File, children, glob_pattern, glob_root, is_data, is_glob, list_files
 from rayferry.submit import s3
@@ -25,25 +25,6 @@ _MAX_PACKAGE_BYTES = 100 << 20
 
 class PreflightError(RayferryError):
     """The job would fail: nothing was started."""
-
-
-class UnseenError(RayferryError):
-    """It cannot be seen from here; the job may well find it."""
-
-
-@dataclass(frozen=True)
-class Listing:
-    """The input's files, as far as they were listed.
-
-    Attributes:
-        name: the input, for people.
-        files: the files, at least one.
-        is_cut: there may be more.
-    """
-
-    name: str
-    files: list[File]
-    is_cut: bool = False
 
 
 def check_versions(cluster_version: str, own_version: str) -> None:
@@ -106,7 +87,10 @@ def ask_capacity(spec: JobSpec, connected: Callable[[], Cluster], most: Sequence
     if autoscaling:
         which = f"no more than {_nodes(list(most))}" if most else "nobody knows which"
         said.append(f"an autoscaler can add nodes, {which}")
-    return "; ".join(filter(None, [*said, placement.note]))
+    text = "; ".join(filter(None, [*said, placement.note]))
+    if not placement.is_certain:
+        raise UnseenError(text)
+    return text
 
 
 def _nodes(nodes: list[Node]) -> str:

@@ -12,6 +12,7 @@ from rayferry.submit.client import Cluster
 from rayferry.submit.config import Address
 from rayferry.submit.follow import LostContactError
 from rayferry.submit.pauses import growing_pauses
+from rayferry.submit.preflight import PROBE_JOB
 from rayferry.submit.request import attempt_id
 from rayferry.submit.signals import EXIT_INTERRUPTED, if_interrupted
 from rayferry.submit.transport import ClusterError, NoSuchJobError
@@ -79,7 +80,8 @@ def run(  # noqa: PLR0913  # all that the command line says
             with if_interrupted(f"interrupted before {following} was submitted"):
                 report.note(f"attempt {number} of {spec.retry.max_attempts} in {pause:.0f} s: {following}")
                 sleep(pause)
-            cluster, _ = launch.submit(spec, address, following, skip, Earlier(resume=True, over=over))
+            left_out = {*skip, PROBE_JOB}  # the first one was told
+            cluster, _ = launch.submit(spec, address, following, left_out, Earlier(resume=True, over=over))
 
 
 def _has_forgotten(address: Address, name: str) -> bool:

@@ -54,7 +54,7 @@ BY_LAPTOP = {"laptop killed", "dashboard killed"}  # these go through the comman
 MAX_ATTEMPTS = 6
 ATTEMPT_S = {"stub": 150.0, "vllm": 400.0}
 _HERE = Path(__file__).parent
-_PARTS = 32  # about as many records as a run without faults writes
+_ROWS_PER_PART = 100
 
 
 class Place:
@@ -289,7 +289,7 @@ class Runs:
             "model": self._model,
             **({"engine": engine, "sampling": {"max_tokens": 4}} if self._place.engine == "vllm" else {}),
             "input": {"uri": f"s3://{self._bucket}/chaos/in/"},
-            "output": {"uri": f"s3://{self._bucket}/{prefix}", "rows_per_part": 100, "preview_rows": 0},
+            "output": {"uri": f"s3://{self._bucket}/{prefix}", "rows_per_part": _ROWS_PER_PART, "preview_rows": 0},
             "batch_size": 25,
             "replicas": 1 if self._place.engine == "vllm" else 2,
             "resources": {"device": "gpu" if self._place.gpus else "cpu"},
@@ -305,7 +305,7 @@ class Runs:
                 moment = start + choice.uniform(0, 6)
                 self._wait(driver, lambda moment=moment: time.monotonic() > moment)
             else:
-                num_records = self._num_records(prefix) + choice.randrange(_PARTS * 2 // 3)
+                num_records = self._num_records(prefix) + choice.randrange(len(self._ids) * 2 // 3 // _ROWS_PER_PART)
                 self._wait(driver, lambda least=num_records: self._num_records(prefix) >= least)
                 time.sleep(choice.uniform(0, 0.3))
             if driver.poll() is not None:

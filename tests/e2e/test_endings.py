@@ -46,6 +46,10 @@ def test_what_a_laptop_without_credentials_cannot_see_the_cluster_looks_at(job_f
     assert "3 files" in found["input"][1]
     assert (found["output"][0], done.returncode) == (outcome, int(outcome == "failed"))
     assert "(seen from the cluster)" in found["output"][1]
+    assert (found["rows"][0], "(seen from the cluster)" in found["rows"][1]) == ("ok", True)
     assert "-check-" not in run("list").stdout
-    without = json.loads(run("check", path, "--no-probe-job", "--json").stdout)
+    if outcome == "failed":
+        sent = run("submit", path)
+        assert (sent.returncode, "is not empty" in sent.stderr, "submitted" in sent.stderr) == (1, True, False)
+    without = json.loads(run("check", path, "--skip", "probe-job", "--json").stdout)
     assert {probe["outcome"] for probe in without if probe["name"] in {"input", "output"}} == {"unknown"}

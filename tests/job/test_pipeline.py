@@ -27,7 +27,6 @@ from rayferry.job.answers import Answers
 from rayferry.job.earlier import Earlier
 from rayferry.job.errors import JobError, TooManyErrorsError
 from rayferry.job.layout import Layout
-from rayferry.job.placement import Node, can_grow
 from rayferry.job.rows import data_schema
 from rayferry.job.spec import parse
 from rayferry.submit.local import stack as local_stack
@@ -405,11 +404,6 @@ def test_a_new_enough_ray_is_accepted(version):
 def test_an_older_ray_is_refused(version):
     with pytest.raises(JobError, match=f"the cluster runs Ray {version}; Rayferry needs {RAY_FLOOR} or newer"):
         pipeline.check_ray(version)
-
-
-def test_a_head_started_by_hand_cannot_grow(cluster):
-    nodes = [Node.from_ray(node["Resources"], node["Labels"]) for node in ray.nodes()]
-    assert can_grow(nodes, pipeline._autoscaler_status()) is False
 
 
 def test_a_model_that_cannot_be_loaded_ends_the_run_with_the_replicas_own_words(spec_of):

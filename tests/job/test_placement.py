@@ -1,9 +1,14 @@
+import json
+from pathlib import Path
+
 import pytest
 import ray
+from ray.autoscaler._private.kuberay.node_provider import KubernetesHttpApiClient
 from ray.util import placement_group_table
 
+from rayferry.job import placement
 from rayferry.job.errors import JobError
-from rayferry.job.placement import Node, Placement, ReplicaGroups, can_grow, most_nodes, plan
+from rayferry.job.placement import Node, Placement, ReplicaGroups, can_grow, most_here, most_nodes, plan, plan_here
 
 H100 = frozenset({"H100"})
 A10G = frozenset({"A10G"})
@@ -253,7 +258,7 @@ def test_a_file_without_a_limit_has_rays_own():
 def test_what_the_autoscaler_may_never_start_is_refused(place, changes, says):
     with pytest.raises(JobError, match=says) as caught:
         place([CPU_NODE], autoscaling=True, most=[L4] * 4, **changes)
-    assert "what its autoscaler may start, by the cluster's file" in str(caught.value)
+    assert "what its autoscaler may start" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -275,3 +280,100 @@ def test_nodes_that_are_up_count_whatever_the_file_says(place):
     assert place([live], autoscaling=True, most=[Node(8)]).device == "gpu"
     wanted = {"accelerator_type": "A100-40G"}
     assert place([live], autoscaling=True, most=[L4], resources=wanted).device == "gpu"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "most", "changes", "certain"),
+    [
+        ([L4], None, {}, True),
+        ([L4], None, {"replicas": 2}, False),
+        ([CPU_NODE], [L4], {}, True),
+        ([CPU_NODE], [Node(8, 1)], {"resources": {"accelerator_type": "H100"}}, False),
+    ],
+)
+def test_a_placement_is_certain_where_the_nodes_are_there_or_known_to_come(place, nodes, most, changes, certain):
+    assert place(nodes, autoscaling=True, most=most, **changes).is_certain is certain
+
+
+@pytest.fixture
+def launched(tmp_path, monkeypatch):
+    """Makes this machine the head of a cluster that `ray up` started, of this file."""
+
+    def write(content):
+        path = tmp_path / "ray_bootstrap_config.yaml"
+        path.write_text(content)
+        monkeypatch.setattr(placement, "_LAUNCHED", path)
+
+    return write
+
+
+@pytest.mark.parametrize(("provider", "expected"), [("aws", [L4] * 4), ("gcp", None)])
+def test_a_head_that_ray_up_started_knows_the_most_nodes(launched, provider, expected):
+    launched(json.dumps(cluster_file(provider={"type": provider})))
+    assert most_here() == expected
+
+
+@pytest.mark.parametrize("content", ["", "[", "a: b", "provider: {type: aws}\navailable_node_types: [a]"])
+def test_a_file_that_is_none_tells_nothing(launched, content):
+    launched(content)
+    assert most_here() is None
+
+
+def kubernetes_answers(monkeypatch, tmp_path, answer):
+    """Makes this machine the head of KubeRay's cluster `c`."""
+    asked = []
+
+    def get(client, path):
+        asked.append((client._namespace, path))
+        return answer()
+
+    (tmp_path / "namespace").write_text("n\n")
+    monkeypatch.setattr(placement, "_LAUNCHED", Path("/nowhere"))
+    monkeypatch.setattr(placement, "_KUBERNETES", tmp_path)
+    monkeypatch.setattr(KubernetesHttpApiClient, "get", get)
+    monkeypatch.setenv("RAY_CLUSTER_NAME", "c")
+    return asked
+
+
+def pod(**limits):
+    return {"spec": {"containers": [{"name": "ray", "resources": {"limits": limits}}]}}
+
+
+def test_a_head_of_kuberay_knows_the_most_nodes(monkeypatch, tmp_path):
+    worker = pod(cpu="8", memory="8Gi") | {}
+    worker["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] = "2"
+    group = {"groupName": "gpu", "replicas": 0, "minReplicas": 0, "maxReplicas": 3, "rayStartParams": {}}
+    spec = {
+        "headGroupSpec": {"rayStartParams": {}, "template": pod(cpu="4", memory="8Gi")},
+        "workerGroupSpecs": [group | {"template": worker}],
+    }
+    cluster = {"metadata": {"name": "c", "namespace": "n"}, "spec": spec}
+    asked = kubernetes_answers(monkeypatch, tmp_path, lambda: cluster)
+    assert (most_here(), asked) == ([Node(8, 2)] * 3, [("n", "rayclusters/c")] * 2)
+
+
+def test_a_head_that_kubernetes_tells_nothing_knows_nothing(monkeypatch, tmp_path):
+    def refuse():
+        raise OSError("403")
+
+    kubernetes_answers(monkeypatch, tmp_path, refuse)
+    assert most_here() is None
+
+
+def test_a_head_that_somebody_started_by_hand_knows_nothing(monkeypatch):
+    monkeypatch.setattr(placement, "_LAUNCHED", Path("/nowhere"))
+    monkeypatch.delenv("RAY_CLUSTER_NAME", raising=False)
+    assert most_here() is None
+
+
+def test_a_head_started_by_hand_cannot_grow(cluster, make_spec):
+    with pytest.raises(JobError, match="device: gpu needs GPUs, and no node has any; use a cluster with GPUs"):
+        plan_here(make_spec(resources={"device": "gpu"}))
+
+
+def test_where_the_cluster_can_grow_what_its_head_knows_decides(cluster, make_spec, launched, monkeypatch):
+    launched(json.dumps(cluster_file(provider={"type": "aws"})))
+    monkeypatch.setattr(placement, "can_grow", lambda *_args: True)
+    assert plan_here(make_spec(replicas=4)).is_certain
+    with pytest.raises(JobError, match="the cluster has room for 4"):
+        plan_here(make_spec(replicas=5))

@@ -5,8 +5,10 @@ import time
 
 import pytest
 
-from rayferry.job import probe, storage
+from rayferry.job import placement, probe, storage
 from rayferry.job.earlier import NOTHING_EARLIER, Earlier
+
+ON_S3 = ("input", "rows", "output", "model")
 
 
 @pytest.fixture
@@ -21,7 +23,7 @@ def place(bucket_uri):
 def seen(make_spec, place):
     """What is seen of a job with these changes."""
 
-    def look(*, names=probe.NAMES, earlier=NOTHING_EARLIER, **changes):
+    def look(*, names=ON_S3, earlier=NOTHING_EARLIER, **changes):
         there = {"model": f"{place}/model", "input": {"uri": f"{place}/in/"}, "output": {"uri": f"{place}/out/"}}
         return probe.look(make_spec(**there | changes), names, earlier)
 
@@ -31,6 +33,7 @@ def seen(make_spec, place):
 def test_what_is_there_is_told(seen, place):
     assert seen() == {
         "input": ("ok", f"{place}/in/: 1 file, 6 bytes"),
+        "rows": ("ok", f"{place}/in/: the first 1 row is good"),
         "output": ("ok", f"{place}/out/: empty, and can be written"),
         "model": ("ok", f"{place}/model: there"),
     }
@@ -79,6 +82,7 @@ def test_a_folder_that_the_head_has_not_may_be_on_other_nodes(seen):
 def test_what_is_not_there_fails_its_own_check_alone(seen, place, name, changes, says):
     found = seen(**json.loads(json.dumps(changes).replace("s3://{bucket}", place)))
     assert found.pop(name)[0] == "failed"
+    assert found.pop("rows")[0] == ("unknown" if name == "input" else "ok")
     assert {outcome for outcome, _ in found.values()} == {"ok"}
     assert says in seen(**json.loads(json.dumps(changes).replace("s3://{bucket}", place)))[name][1]
 
@@ -118,3 +122,25 @@ def test_each_answer_is_a_line(make_spec, place, tmp_path, capsys):
     assert probe.main([str(tmp_path / "spec.json"), "input", "output", "--resume"]) == 0
     lines = [json.loads(line.removeprefix(probe.MARK)) for line in capsys.readouterr().out.splitlines()]
     assert [line[:2] for line in lines] == [["input", "ok"], ["output", "ok"]]
+
+
+def test_rows_that_are_all_bad_are_told_with_the_first(seen, place):
+    storage.write_bytes(f"{place}/lines/a.jsonl", b'{"txt": "a"}\n')
+    outcome, text = seen(names=["rows"], input={"uri": f"{place}/lines/"})["rows"]
+    assert (outcome, f"{place}/lines/a.jsonl, row 0: MissingColumn: no column 'text'" in text) == ("failed", True)
+
+
+def test_a_cluster_that_holds_the_replicas_says_so(cluster, seen):
+    assert seen(names=["capacity"])["capacity"][0] == "ok"
+
+
+def test_a_cluster_that_can_never_hold_the_replicas_says_so(cluster, seen):
+    outcome, text = seen(names=["capacity"], resources={"device": "gpu"})["capacity"]
+    assert (outcome, "no node has any" in text) == ("failed", True)
+
+
+def test_what_an_autoscaler_may_start_is_unknown_where_it_does_not_tell(cluster, seen, monkeypatch):
+    monkeypatch.setattr(placement, "can_grow", lambda *_args: True)
+    monkeypatch.setattr(placement, "most_here", lambda: None)
+    outcome, text = seen(names=["capacity"], resources={"device": "gpu"})["capacity"]
+    assert (outcome, "does not tell what its autoscaler may start" in text) == ("unknown", True)

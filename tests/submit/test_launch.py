@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from rayferry.job.errors import SpecError
+from rayferry.job.probe import MARK
 from rayferry.job.spec import parse
 from rayferry.submit import launch, signals
 from rayferry.submit.client import ClusterError, JobInfo, UnreachableError
@@ -325,6 +326,21 @@ def test_what_could_not_be_checked_is_said_and_does_not_stop_the_job(job_data, p
     spec = parse(job_data | {"input": {"uri": "s3://bucket/in/"}}, "job.yaml")
     launch.submit(spec, place, "job-1")
     assert "not checked: s3://bucket/in/: no AWS credentials here" in capsys.readouterr().err
+    assert list(ray_api.jobs) == ["job-1"]
+
+
+def test_nothing_is_started_where_the_cluster_sees_that_it_would_fail(job_data, place, ray_api):
+    spec = parse(job_data | {"input": {"uri": "s3://bucket/in/"}}, "job.yaml")
+    ray_api.log = f'{MARK}["input", "failed", "s3://bucket/in/: no input there"]\n'
+    with pytest.raises(PreflightError, match=r"no input there \(seen from the cluster\)"):
+        launch.submit(spec, place, "job-1")
+    assert ray_api.jobs == {}
+
+
+def test_the_cluster_does_not_look_where_that_is_left_out(job_data, place, ray_api):
+    spec = parse(job_data | {"input": {"uri": "s3://bucket/in/"}}, "job.yaml")
+    ray_api.log = f'{MARK}["input", "failed", "s3://bucket/in/: no input there"]\n'
+    launch.submit(spec, place, "job-1", ["probe-job"])
     assert list(ray_api.jobs) == ["job-1"]
 
 

@@ -12,7 +12,7 @@ from rayferry.submit import probes as probes_module
 from rayferry.submit.cli_shared import CHECKS
 from rayferry.submit.client import Cluster, UnreachableError
 from rayferry.submit.config import Address
-from rayferry.submit.preflight import PreflightError, Probe, ask_from_cluster, preflight, require
+from rayferry.submit.preflight import PROBE_JOB, PreflightError, Probe, ask_from_cluster, preflight, require
 
 HERE = Address("http://127.0.0.1:8265", "test")
 PACKAGE = {"files": [{"name": "spec.json", "num_bytes": 9}], "num_bytes": 9}
@@ -138,9 +138,9 @@ def look(ray_api, spec, monkeypatch):
     monkeypatch.setattr(preflight_module, "_POLL_S", 0.02)
     ray_api.log = "noise\n"
 
-    def run(*answers, found=UNSEEN, earlier=NOTHING_EARLIER):
+    def run(*answers, found=UNSEEN, skip=(), earlier=NOTHING_EARLIER):
         ray_api.log += "".join(f"{MARK}{json.dumps(answer)}\n" for answer in answers)
-        return ask_from_cluster(spec, lambda: Cluster(ray_api.url), found, earlier)
+        return ask_from_cluster(spec, lambda: Cluster(ray_api.url), found, skip, earlier)
 
     return run
 
@@ -170,12 +170,24 @@ def test_the_job_that_looks_is_asked_that_alone_writes_nowhere_and_is_taken_off_
         [Probe("cluster", "failed", "away", 0.1), UNSEEN[1]],
         [UNSEEN[1]],
         [UNSEEN[0], Probe("input", "skipped", "", 0.0)],
+        [UNSEEN[0], Probe("input", "ok", "1 file", 0.1), Probe("rows", "unknown", "too much to read", 0.1)],
     ],
-    ids=["all seen", "cluster away", "cluster skipped", "input skipped"],
+    ids=["all seen", "cluster away", "cluster skipped", "input skipped", "rows that do not tell"],
 )
 def test_where_it_would_tell_nothing_new_the_cluster_is_not_asked(look, ray_api, found):
     assert look(found=found) == found
     assert ray_api.requests == []
+
+
+def test_the_cluster_is_not_asked_where_its_look_is_left_out(look, ray_api):
+    assert look(skip=[PROBE_JOB]) == UNSEEN
+    assert ray_api.requests == []
+
+
+def test_rows_and_capacity_are_looked_at_from_the_cluster(look):
+    unseen = [UNSEEN[0], Probe("capacity", "unknown", "x", 0.1), UNSEEN[1], Probe("rows", "unknown", "x", 0.1)]
+    answers = [["capacity", "failed", "too few"], ["input", "ok", "3 files"], ["rows", "ok", "20 good"]]
+    assert [probe.outcome for probe in look(*answers, found=unseen)] == ["ok", "failed", "ok", "ok"]
 
 
 def test_a_look_that_fails_is_said_beside_what_was_known_and_fails_nothing(look, ray_api):

@@ -113,7 +113,11 @@ def test_a_job_that_does_not_fit_the_cluster_is_refused_with_numbers(probe, aske
 
 def test_a_job_that_does_not_fit_yet_passes_where_nodes_can_be_added(probe, asked):
     found = probe("capacity", engine={"tensor_parallel_size": 4}, cluster=asked(autoscaling=True))
-    assert (found.outcome, "an autoscaler can add nodes" in found.text) == ("ok", True)
+    assert (found.outcome, "an autoscaler can add nodes, nobody knows which" in found.text) == ("unknown", True)
+
+
+def test_a_job_that_fits_passes_whatever_can_be_added(probe, asked):
+    assert probe("capacity", cluster=asked(Node(8, 4), autoscaling=True)).outcome == "ok"
 
 
 def test_a_cluster_that_does_not_tell_its_nodes_fails(probe, asked):

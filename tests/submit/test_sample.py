@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rayferry.submit import s3, sample
+from rayferry.job import sample
+from rayferry.submit import s3
 from rayferry.submit.config import Address
 
 

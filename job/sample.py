@@ -2,18 +2,18 @@
 
 import errno
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from rayferry.job import storage
-from rayferry.job.errors import JobError, RayferryError
+from rayferry.job.errors import JobError, RayferryError, UnseenError
 from rayferry.job.log import counted
 from rayferry.job.look import look_into
 from rayferry.job.row_maker import RowMaker
 from rayferry.job.spec import JobSpec
 from rayferry.job.storage import File
-from rayferry.submit.probes import Listing, PreflightError, UnseenError
 
 _MAX_ROWS = 20
 _MAX_FILES = 4  # where the first ones have few rows
@@ -21,8 +21,28 @@ _MAX_BYTES = 32 << 20
 _SHOWN_CHARS = 300
 
 
+@dataclass(frozen=True)
+class Listing:
+    """The input's files, as far as they were listed.
+
+    Attributes:
+        name: the input, for people.
+        files: the files, at least one.
+        is_cut: there may be more.
+    """
+
+    name: str
+    files: list[File]
+    is_cut: bool = False
+
+
 def ask_rows(spec: JobSpec, listed: Callable[[], Listing]) -> str:
-    """Whether the first rows of the input can be asked."""
+    """Whether the first rows of the input can be asked.
+
+    Raises:
+        JobError: all that were looked at are bad.
+        UnseenError: they cannot be read from here.
+    """
     pa.array([None])  # Arrow imports pandas at its first array: better now, while others wait for the network
     try:
         listing = listed()
@@ -43,7 +63,7 @@ def ask_rows(spec: JobSpec, listed: Callable[[], Listing]) -> str:
         return f"{listing.name}: {len(rows) - len(bad)} of {_of(rows)} good; the first that is not: {told}"
     hint = "check input.format, input.column and input.template, or go on without this check: --skip rows"
     msg = f"{listing.name}: none of {_of(rows)} good; {told}; {hint}"
-    raise PreflightError(msg)
+    raise JobError(msg)
 
 
 def _of(rows: list[dict[str, Any]]) -> str:
