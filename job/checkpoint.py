@@ -330,16 +330,21 @@ def remove_orphans(layout: Layout, parts: Iterable[str], attempts: Sequence[str]
     Raises:
         JobError: there are parts of somebody else.
     """
-    ours = {uri.rpartition("/")[2] for uri in parts}
+    ours = {_place(uri) for uri in parts}
     begun = tuple(f"{name}-" for name in attempts)
     for uri in (layout.data_uri, layout.errors_uri, layout.openai_uri):
         for name in storage.children(uri):
-            if name in ours:
+            if _place(uri + name) in ours:
                 continue
             if not name.startswith(begun):
                 msg = f"{layout.output_uri} holds {name}, which this run did not write: another one uses this output"
                 raise JobError(msg)
             storage.remove(uri + name)
+
+
+def _place(uri: str) -> tuple[str, ...]:
+    """Folder and name of a part: one task's rows and its errors share the name."""
+    return tuple(uri.rsplit("/", 2)[1:])
 
 
 def _read_json(uri: str) -> Any:

@@ -10,7 +10,7 @@ import pytest
 
 from rayferry.submit import collect, s3
 
-from .conftest import end_of, follow
+from .conftest import ENGINE, end_of, follow
 
 pytestmark = pytest.mark.e2e
 
@@ -88,3 +88,23 @@ def test_a_run_that_was_stopped_is_resumed_from_its_output(job_file, rayferry):
     assert numbers_of(manifest) == list(range(ROWS))
     assert manifest["attempts"][0] == "halted"
     assert len(manifest["attempts"]) == 2
+
+
+@pytest.mark.slow
+def test_rows_that_failed_are_tried_again_and_those_that_fail_again_stay_counted(job_file, rayferry):
+    path = job_file("again", engine=ENGINE | {"max_model_len": 64}, on_error={"max_error_rate": 0.9})
+    texts = ["The sky is", "word " * 100, "Grass is", "name " * 200]
+    lines = [json.dumps({"text": text, "number": row}) for row, text in enumerate(texts)]
+    s3.write_bytes("s3://rayferry/e2e/again/in/0.jsonl", "\n".join(lines).encode())
+    first = rayferry("submit", path, "--submission-id", "again")
+    before = collect.read_manifest("s3://rayferry/e2e/again/out/")
+    again = rayferry("resume", "s3://rayferry/e2e/again/out/", "--retry-failed")
+    after = collect.read_manifest("s3://rayferry/e2e/again/out/")
+    assert (first.returncode, again.returncode) == (0, 0), again.stderr
+    assert before["counts"] == after["counts"]
+    assert (after["counts"]["succeeded"], after["counts"]["failed"], len(after["attempts"])) == (10, 2, 2)
+    kept = [{part["uri"] for part in one["parts"] if "/data/" in part["uri"]} for one in (before, after)]
+    failed = [{part["uri"] for part in one["parts"] if "/errors/" in part["uri"]} for one in (before, after)]
+    assert kept[0] == kept[1]
+    assert not failed[0] & failed[1]
+    assert {uri for uri, _ in s3.list_keys("s3://rayferry/e2e/again/out/errors/", 9)} == failed[1]

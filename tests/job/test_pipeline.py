@@ -519,11 +519,11 @@ def broken_off(spec, address):
 
 
 def parts_there(spec):
-    return {key.rpartition("/")[2] for key in keys_under(spec.output.uri) if key.startswith(("data/", "errors/"))}
+    return {key for key in keys_under(spec.output.uri) if key.startswith(("data/", "errors/"))}
 
 
 def names_of(manifest):
-    return {part["uri"].rpartition("/")[2] for part in manifest["parts"]}
+    return {"/".join(part["uri"].rsplit("/", 2)[1:]) for part in manifest["parts"]}
 
 
 def test_a_run_that_broke_off_is_resumed_then_over_then_given_more_then_done_anew(spec_of, tmp_path, cluster):
@@ -546,7 +546,7 @@ def test_a_run_that_broke_off_is_resumed_then_over_then_given_more_then_done_ane
     assert resumed["counts"] == {"total": 1201, "succeeded": 1201, "failed": 0}
     assert resumed["attempts"] == ["run-1", "run-1-a2"]
     assert parts_there(spec) == names_of(resumed)
-    kept = {name for name in names_of(resumed) if name.startswith("run-1-0")}
+    kept = {name for name in names_of(resumed) if "/run-1-0" in name}
     assert len(kept) >= len(records)
     assert kept <= before
 
@@ -562,7 +562,7 @@ def test_a_run_that_broke_off_is_resumed_then_over_then_given_more_then_done_ane
 
     anew = pipeline.run(spec, "run-3", Breaking, earlier=Earlier(overwrite=True))
     assert anew["counts"]["succeeded"] == 1202
-    assert all(name.startswith("run-3-") for name in names_of(anew))
+    assert all("/run-3-" in name for name in names_of(anew))
     assert not any("run-1" in key for key in keys_under(spec.output.uri))
 
 
