@@ -59,7 +59,11 @@ def read_spec(output_uri: str, command: Callable[[str], str] = command) -> JobSp
         RayferryError: it says not all that is needed.
     """
     uri = Layout(output_uri).spec_uri
-    spec = parse(_record(uri, "job file"), uri)
+    try:
+        spec = parse(_record(uri, "job file"), uri)
+    except s3.NotThereError as error:
+        msg = f"{output_uri}: no run began there ({uri} is not there); check the URI, or {command('submit JOB.yaml')}"
+        raise s3.NotThereError(msg) from error
     env = spec.runtime_env
     if MASKED in env.env_vars.values() or env.py_modules or env.files:
         msg = (

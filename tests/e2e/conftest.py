@@ -117,7 +117,7 @@ def greedy_job(job_file):
 @pytest.fixture(scope="session")
 def late_job(job_file):
     """A job that its own `timeout` ended."""
-    return run("submit", job_file("late", timeout="8s"), "--submission-id", "late")
+    return run("submit", job_file("late", timeout="15s", **LONG), "--submission-id", "late")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.e2e
 
 
 def test_a_job_out_of_time_says_so(late_job):
-    assert "timed out: not done after 8s" in late_job.stderr
+    assert "timed out: not done after 15s" in late_job.stderr
 
 
 def test_the_status_and_the_log_of_a_job_that_is_over_are_in_s3_too(late_job, rayferry):
