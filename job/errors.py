@@ -46,7 +46,15 @@ class EngineError(RayferryError):
 
 
 class UnseenError(RayferryError):
-    """It cannot be seen from here; the job may well find it."""
+    """It cannot be seen from here; the job may well find it.
+
+    Attributes:
+        elsewhere: it may be seen from another machine.
+    """
+
+    def __init__(self, message: str, *, elsewhere: bool = True) -> None:
+        super().__init__(message)
+        self.elsewhere = elsewhere
 
 
 def root_line(error: BaseException) -> str:

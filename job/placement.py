@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 GROUP_LABEL = "ray.io/node-group"
 _LAUNCHED = Path("~/ray_bootstrap_config.yaml")
 _KUBERNETES = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_MOST_NODES = 10_000  # KubeRay's own is two thousand millions, where a RayCluster says nothing
 _MAX_WORKERS = 2  # Ray's own, where a cluster's file says nothing
 ACCELERATOR_PREFIX = "accelerator_type:"  # Ray's name for the resource that tells a node's GPU model
 
@@ -90,7 +91,8 @@ def plan(spec: JobSpec, nodes: Sequence[Node], *, autoscaling: bool, most: Seque
     """
     has_gpus = any(node.num_gpus for node in nodes)
     kind = spec.resources.accelerator_type
-    no_gpus = not has_gpus and not autoscaling and kind is None
+    can_have = has_gpus or (autoscaling and (most is None or any(node.num_gpus for node in most)))
+    no_gpus = not can_have and kind is None
     if spec.resources.device == "cpu" or (spec.resources.device == "auto" and no_gpus):
         return _on_cpus(spec, nodes, autoscaling=autoscaling)
     size = spec.engine.world_size
@@ -101,11 +103,10 @@ def plan(spec: JobSpec, nodes: Sequence[Node], *, autoscaling: bool, most: Seque
         if not autoscaling:
             raise
         room = [*nodes, *(most or [])]
-        is_certain = most is not None and (
-            kind is None or all(node.accelerator_types for node in room if node.num_gpus)
-        )
-        if is_certain:
+        is_told = kind is None or all(node.accelerator_types for node in room if node.num_gpus)
+        if most is not None and is_told:
             _check_room(spec, room)
+        is_certain = most is not None and is_told and _fits(spec, most)  # some of which may be up already
     extra: dict[str, Any] = {"accelerator_type": kind} if kind else {}
     note = "" if has_gpus else "no node has a GPU yet: waiting for the autoscaler (resources.device: cpu takes CPUs)"
     if size == 1:
@@ -122,6 +123,14 @@ def _check_room(spec: JobSpec, nodes: Sequence[Node]) -> None:
     except JobError as error:
         msg = f"{error} (this counts what its autoscaler may start)"
         raise JobError(msg) from error
+
+
+def _fits(spec: JobSpec, nodes: Sequence[Node]) -> bool:
+    try:
+        _check_gpus(spec, nodes)
+    except JobError:
+        return False
+    return True
 
 
 def plan_here(spec: JobSpec) -> Placement:
@@ -141,7 +150,7 @@ def plan_here(spec: JobSpec) -> Placement:
 
 
 def most_here() -> list[Node] | None:
-    """The most nodes that the autoscaler of this head may start; None if it cannot be known.
+    """The most nodes that the autoscaler of this head may start; None if it cannot be known, none if there is none.
 
     `ray up` leaves the cluster's file on its head. KubeRay keeps a RayCluster, which a head may read that has the
     autoscaler beside it.
@@ -153,16 +162,22 @@ def most_here() -> list[Node] | None:
             config = yaml.safe_load(_LAUNCHED.expanduser().read_text())
         elif cluster := os.environ.get("RAY_CLUSTER_NAME"):
             config = _of_kuberay(cluster, (_KUBERNETES / "namespace").read_text().strip())
+            if config is None:
+                return []
         if config is not None:
             return most_nodes(config, is_filled=config["provider"]["type"] in {"aws", "kuberay"})
     return None
 
 
-def _of_kuberay(cluster: str, namespace: str) -> dict[str, Any]:
+def _of_kuberay(cluster: str, namespace: str) -> dict[str, Any] | None:
+    """What Ray makes of a RayCluster; None if no autoscaler is beside it."""
+    os.environ.setdefault("KUBERAY_REQUEST_TIMEOUT_S", "10")  # before Ray reads it
     from ray.autoscaler._private.kuberay.autoscaling_config import AutoscalingConfigProducer  # noqa: PLC0415
 
     producer = AutoscalingConfigProducer(cluster, namespace)
-    producer.kubernetes_api_client.get(f"rayclusters/{cluster}")  # asks once; the producer asks a refusal five times
+    found = producer.kubernetes_api_client.get(f"rayclusters/{cluster}")  # the producer asks a refusal five times
+    if found["spec"].get("enableInTreeAutoscaling") is not True:
+        return None
     config: dict[str, Any] = producer()
     return config
 
@@ -184,7 +199,8 @@ def most_nodes(config: Mapping[str, Any], *, is_filled: bool) -> list[Node] | No
         if not resources.keys() >= ({"CPU"} if is_filled else {"CPU", "GPU"}):
             return None
         is_head = name == config.get("head_node_type")
-        nodes += [Node.from_ray(resources, None)] * min(in_all, kind.get("max_workers", 0 if is_head else in_all))
+        num = min(in_all, kind.get("max_workers", 0 if is_head else in_all), _MOST_NODES)
+        nodes += [Node.from_ray(resources, None)] * num
     return nodes or None
 
 

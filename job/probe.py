@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
+from typing import TypeVar
 
 from rayferry.job import checkpoint, sample, secrets, storage
 from rayferry.job.earlier import NOTHING_EARLIER, Earlier
@@ -22,6 +23,7 @@ from rayferry.job.log import counted
 from rayferry.job.placement import plan_here
 from rayferry.job.spec import JobSpec, parse
 
+T = TypeVar("T")
 MARK = "rayferry-probe "
 NAMES = ("capacity", "input", "rows", "output", "model")
 _LIMIT_S = 45.0
@@ -51,25 +53,26 @@ def look(spec: JobSpec, names: list[str], earlier: Earlier = NOTHING_EARLIER) ->
     Returns:
         By name: `ok`, `failed` or `unknown`, and what was seen or what to do.
     """
+    try:
+        secrets.settle(spec.runtime_env.secrets)  # S3's may be among them
+    except RayferryError as error:
+        return dict.fromkeys(names, ("failed", str(error)))
+    listed = _start(lambda: _listing(spec)) if {"input", "rows"} & {*names} else Future()
     questions: dict[str, Callable[[], str]] = {
         "capacity": lambda: _capacity(spec),
-        "input": lambda: _input(spec),
-        "rows": lambda: sample.ask_rows(spec, lambda: _listing(spec)),
+        "input": lambda: _input(listed.result()),
+        "rows": lambda: sample.ask_rows(spec, listed.result),
         "output": lambda: _output(spec, earlier),
         "model": lambda: _model(spec.model),
     }
-    try:
-        secrets.settle(spec.runtime_env.secrets)
-    except RayferryError as error:
-        return dict.fromkeys(names, ("failed", str(error)))
     deadline = time.monotonic() + _LIMIT_S
     asked = {name: _start(questions[name]) for name in names}
     return {name: _answer(future, deadline) for name, future in asked.items()}
 
 
-def _start(ask: Callable[[], str]) -> "Future[str]":
+def _start(ask: Callable[[], T]) -> "Future[T]":
     """Asks in a thread that does not keep the process alive."""
-    future: Future[str] = Future()
+    future: Future[T] = Future()
 
     def run() -> None:
         try:
@@ -87,9 +90,11 @@ def _answer(future: "Future[str]", deadline: float) -> tuple[str, str]:
     except UnseenError as error:
         return "unknown", str(error)
     except TimeoutError:
-        return "failed", f"the store gave no answer in {_LIMIT_S:g} s; check that the nodes reach it"
-    except Exception as error:  # noqa: BLE001  # whatever it is, it is the answer
+        return "unknown", f"no answer in {_LIMIT_S:g} s; do the nodes reach the store?"
+    except (RayferryError, OSError) as error:
         return "failed", root_line(error)
+    except Exception as error:  # noqa: BLE001  # a fault of the look is none of the job
+        return "unknown", f"the look broke off: {root_line(error)}"
 
 
 def _capacity(spec: JobSpec) -> str:
@@ -102,8 +107,7 @@ def _capacity(spec: JobSpec) -> str:
     return "its nodes hold the replicas, or its autoscaler may start what they need"
 
 
-def _input(spec: JobSpec) -> str:
-    found = _listing(spec)
+def _input(found: sample.Listing) -> str:
     return f"{found.name}: {counted(len(found.files), 'file')}, {sum(file.num_bytes for file in found.files):,} bytes"
 
 
@@ -139,8 +143,8 @@ def _model(model: str) -> str:
         msg = f"{model}: not a folder of the head; it has to be one of the nodes that run replicas"
         raise UnseenError(msg)
     elif storage.read_bytes(folder + "config.json") is None:
-        msg = f"model {model!r}: the folder holds no config.json, so it is no Hugging Face checkpoint"
-        raise JobError(msg)
+        msg = f"{model}: the head's folder holds no config.json; it has to be a checkpoint on the replicas' nodes"
+        raise UnseenError(msg)
     return f"{model}: there"
 
 

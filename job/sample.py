@@ -52,7 +52,7 @@ def ask_rows(spec: JobSpec, listed: Callable[[], Listing]) -> str:
     rows = _first_rows(spec, listing)
     if not rows:
         msg = f"{listing.name}: no row in {'it' if len(listing.files) == 1 else 'its first files'}"
-        raise UnseenError(msg)
+        raise UnseenError(msg, elsewhere=False)
     bad = [row for row in rows if row["stage"] is not None]
     if not bad:
         return f"{listing.name}: {_of(rows)} good"
@@ -97,7 +97,7 @@ def _first_rows(spec: JobSpec, listing: Listing) -> list[dict[str, Any]]:
             msg = f"{listing.name}: its rows, as the first take more than {_MAX_BYTES >> 20} MiB to read"
         else:
             msg = f"{listing.name}: its rows cannot be read from here ({cause})"
-        raise UnseenError(msg) from error
+        raise UnseenError(msg, elsewhere=not isinstance(cause, _TooMuchError)) from error
     return rows
 
 

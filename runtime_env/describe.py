@@ -46,5 +46,5 @@ def entrypoint(submission_id: str, options: Sequence[str] = ()) -> str:
 
 
 def probe_entrypoint(names: Sequence[str], options: Sequence[str] = ()) -> str:
-    """The same for a look at the job's input, output or model alone; see `rayferry.job.probe`."""
+    """The same for a look at some of what the job needs; see `rayferry.job.probe`."""
     return shlex.join(["python", "-m", "rayferry.job.probe", SPEC_NAME, *names, *options])

@@ -161,8 +161,6 @@ def check(
 
     What cannot be seen from here (no credentials, paths on the nodes) a small job looks at from the cluster.
     """
-    from dataclasses import asdict
-
     from rayferry.submit import report, request
     from rayferry.submit.options import load_job
 
@@ -178,7 +176,7 @@ def check(
     probes = preflight(spec, place, lambda: Cluster(place), package, skip, may_hold=earlier.may_hold)
     probes = ask_from_cluster(spec, lambda: Cluster(place), probes, skip, earlier)
     if as_json:
-        report.json_datum([asdict(probe) for probe in probes])
+        report.json_datum([probe.to_json() for probe in probes])
     else:
         rows = [(probe.name, probe.outcome, f"{probe.seconds:.2f}", probe.text) for probe in probes]
         report.table(["check", "outcome", "s", ""], rows)

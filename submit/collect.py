@@ -63,6 +63,8 @@ def read_spec(output_uri: str, command: Callable[[str], str] = command) -> JobSp
         spec = parse(_record(uri, "job file"), uri)
     except s3.NotThereError as error:
         msg = f"{output_uri}: no run began there ({uri} is not there); check the URI, or {command('submit JOB.yaml')}"
+        if not s3.is_s3(uri):
+            msg = f"{uri}: not on this machine; go on with the job file itself: {command('submit JOB.yaml --resume')}"
         raise s3.NotThereError(msg) from error
     env = spec.runtime_env
     if MASKED in env.env_vars.values() or env.py_modules or env.files:

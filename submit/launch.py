@@ -65,13 +65,13 @@ def submit(
     with if_interrupted(f"interrupted before {submission_id} was submitted"):
         probes = preflight(spec, address, connect, request.package, skip, may_hold=earlier.may_hold)
         require(probes)
-        probes = ask_from_cluster(spec, lambda: clusters[0], probes, skip, earlier)
+        cluster = clusters[0] if clusters else connect()
+        _check_alone(cluster, spec, submission_id)
+        probes = ask_from_cluster(spec, lambda: cluster, probes, skip, earlier)
         require(probes)
         for probe in probes:
             if probe.outcome == "unknown":
                 report.note(f"not checked: {probe.text}")
-        cluster = clusters[0] if clusters else connect()
-        _check_alone(cluster, spec, submission_id)
     see = address.command(f"status {quote(submission_id)}")
     with if_interrupted(f"interrupted while submitting: see whether it was started: {see}"):
         cluster.submit(request)

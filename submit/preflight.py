@@ -27,7 +27,8 @@ T = TypeVar("T")
 PROBE_JOB = "probe-job"  # what --skip calls the cluster's own look
 _LIMIT_S = 25.0
 _CLUSTER_LIMIT_S = 120.0  # an environment may have to be installed first
-_STOP_LIMIT_S = 30.0
+_STOP_LIMIT_S = 15.0  # an environment that is being installed cannot be stopped
+_INTERRUPTED_STOP_LIMIT_S = 3.0
 _POLL_S = 0.3
 # What becomes of a question that has no answer from here.
 _LATER = {
@@ -48,12 +49,18 @@ class Probe:
         outcome: `ok`, `failed`, `unknown` where it cannot be checked from here, or `skipped`.
         text: what was seen, or what to do.
         seconds: how long it took.
+        elsewhere: where it is unknown, the cluster may see it.
     """
 
     name: str
     outcome: str
     text: str
     seconds: float
+    elsewhere: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """As `check --json` prints it."""
+        return {"name": self.name, "outcome": self.outcome, "text": self.text, "seconds": self.seconds}
 
 
 class _Once(Generic[T]):
@@ -103,7 +110,8 @@ def preflight(
         try:
             found.append(running[name].result(max(0.0, start + _LIMIT_S - time.monotonic())))
         except TimeoutError:
-            found.append(Probe(name, *_no_answer(name, address), time.monotonic() - start))
+            outcome, text = _no_answer(name, address)
+            found.append(Probe(name, outcome, text, time.monotonic() - start, elsewhere=outcome == "unknown"))
     return found
 
 
@@ -128,11 +136,7 @@ def ask_from_cluster(
     Returns:
         `found`, with the cluster's answers where it had none.
     """
-    unseen = [probe.name for probe in found if probe.outcome == "unknown" and probe.name in NAMES]
-    if "model" in unseen and not spec.model.startswith(("s3://", "/", "file://")):  # a hub id
-        unseen.remove("model")
-    if "rows" in unseen and "input" not in unseen:  # they can be had, and do not tell
-        unseen.remove("rows")
+    unseen = [probe.name for probe in found if probe.outcome == "unknown" and probe.elsewhere and probe.name in NAMES]
     if not unseen or PROBE_JOB in skip or ("cluster", "ok") not in {(probe.name, probe.outcome) for probe in found}:
         return list(found)
     report.note(f"asking the cluster about what cannot be seen from here ({', '.join(unseen)}), by a small job")
@@ -163,11 +167,15 @@ def _answers_of(cluster: Cluster, request: SubmitRequest) -> dict[str, tuple[str
         RayferryError: it could not run, or not in time.
     """
     name = request.submission_id
+    limit_s = _STOP_LIMIT_S
     try:
         cluster.submit(request)
         info, log = _log_at_end(cluster, name)
+    except KeyboardInterrupt:
+        limit_s = _INTERRUPTED_STOP_LIMIT_S
+        raise
     finally:
-        _leave_nothing(cluster, name)
+        _leave_nothing(cluster, name, limit_s)
     answers = {}
     for line in log.splitlines():
         if line.startswith(MARK):
@@ -198,20 +206,25 @@ def _log_at_end(cluster: Cluster, name: str) -> tuple[JobInfo, str]:
         time.sleep(_POLL_S)
 
 
-def _leave_nothing(cluster: Cluster, name: str) -> None:
+def _leave_nothing(cluster: Cluster, name: str, limit_s: float) -> None:
     """Ends a job and takes it off the cluster's list, if it is there."""
-    deadline = time.monotonic() + _STOP_LIMIT_S
+    deadline = time.monotonic() + limit_s
+    see = f"the job that looked may still be there; end it: {cluster.command(f'stop {name}')}"
     try:
         while not cluster.info(name).is_over:
             cluster.stop(name)
             if time.monotonic() > deadline:
-                raise UnseenError
+                report.note(see)
+                return
             time.sleep(_POLL_S)
         cluster.forget(name)
     except NoSuchJobError:
         pass
     except RayferryError:
-        report.note(f"the job that looked may still be there; end it: {cluster.command(f'stop {name}')}")
+        report.note(see)
+    except KeyboardInterrupt:
+        report.note(see)
+        raise
 
 
 def require(found: Sequence[Probe]) -> None:
@@ -260,16 +273,18 @@ def _start(name: str, ask: Callable[[], str]) -> "Future[Probe]":
 
 def _run(name: str, ask: Callable[[], str]) -> Probe:
     start = time.monotonic()
+    elsewhere = False
     try:
         outcome, text = "ok", ask()
     except (s3.NoAccessError, UnseenError) as error:
         outcome, text = "unknown", _with_later(name, str(error))
+        elsewhere = error.elsewhere if isinstance(error, UnseenError) else True
     except RayferryError as error:
         outcome, text = "failed", str(error)
     except Exception as error:  # noqa: BLE001  # a fault of the check is none of the job
         outcome = "failed" if name == "cluster" else "unknown"
         text = f"{name}: the check broke off: {type(error).__name__}: {error}"
-    return Probe(name, outcome, text, time.monotonic() - start)
+    return Probe(name, outcome, text, time.monotonic() - start, elsewhere)
 
 
 def _no_answer(name: str, address: Address) -> tuple[str, str]:

@@ -215,7 +215,7 @@ def ask_model(spec: JobSpec, is_here: Callable[[], bool]) -> str:
             raise PreflightError(msg)
         return f"{model}: a folder on the cluster's nodes"
     msg = f"{model}: a hub id"
-    raise UnseenError(msg)
+    raise UnseenError(msg, elsewhere=False)  # not all nodes need to reach the hub
 
 
 def ask_package(package: dict[str, Any]) -> str:

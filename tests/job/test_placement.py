@@ -275,6 +275,13 @@ def test_what_the_autoscaler_may_start_passes(place, most, changes):
     assert place([CPU_NODE], autoscaling=True, most=most, **changes).device == "gpu"
 
 
+def test_a_cluster_that_is_known_to_start_no_gpu_runs_the_job_on_cpus(place):
+    assert place([CPU_NODE], autoscaling=True, most=[Node(8)] * 3).device == "cpu"
+    assert place([CPU_NODE], autoscaling=True, most=[]).device == "cpu"
+    with pytest.raises(JobError, match="device: gpu needs GPUs"):
+        place([CPU_NODE], autoscaling=True, most=[Node(8)], resources={"device": "gpu"})
+
+
 def test_nodes_that_are_up_count_whatever_the_file_says(place):
     live = gpus(1, kind=frozenset({"A100-40G"}))
     assert place([live], autoscaling=True, most=[Node(8)]).device == "gpu"
@@ -288,6 +295,7 @@ def test_nodes_that_are_up_count_whatever_the_file_says(place):
         ([L4], None, {}, True),
         ([L4], None, {"replicas": 2}, False),
         ([CPU_NODE], [L4], {}, True),
+        ([L4] * 4, [L4] * 4, {"replicas": 8}, False),  # they may be the same
         ([CPU_NODE], [Node(8, 1)], {"resources": {"accelerator_type": "H100"}}, False),
     ],
 )
@@ -339,17 +347,30 @@ def pod(**limits):
     return {"spec": {"containers": [{"name": "ray", "resources": {"limits": limits}}]}}
 
 
-def test_a_head_of_kuberay_knows_the_most_nodes(monkeypatch, tmp_path):
-    worker = pod(cpu="8", memory="8Gi") | {}
-    worker["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] = "2"
-    group = {"groupName": "gpu", "replicas": 0, "minReplicas": 0, "maxReplicas": 3, "rayStartParams": {}}
+def ray_cluster(*, is_autoscaled=True, **changes):
+    """As KubeRay keeps it: one group of nodes with two GPUs."""
+    group = {"groupName": "gpu", "replicas": 0, "minReplicas": 0, "maxReplicas": 3, "rayStartParams": {}} | changes
     spec = {
+        "enableInTreeAutoscaling": is_autoscaled,
         "headGroupSpec": {"rayStartParams": {}, "template": pod(cpu="4", memory="8Gi")},
-        "workerGroupSpecs": [group | {"template": worker}],
+        "workerGroupSpecs": [group | {"template": pod(cpu="8", memory="8Gi", **{"nvidia.com/gpu": "2"})}],
     }
-    cluster = {"metadata": {"name": "c", "namespace": "n"}, "spec": spec}
-    asked = kubernetes_answers(monkeypatch, tmp_path, lambda: cluster)
+    return {"metadata": {"name": "c", "namespace": "n"}, "spec": spec}
+
+
+def test_a_head_of_kuberay_knows_the_most_nodes(monkeypatch, tmp_path):
+    asked = kubernetes_answers(monkeypatch, tmp_path, lambda: ray_cluster(maxReplicas=3))
     assert (most_here(), asked) == ([Node(8, 2)] * 3, [("n", "rayclusters/c")] * 2)
+
+
+def test_a_raycluster_without_an_autoscaler_starts_nothing(monkeypatch, tmp_path):
+    kubernetes_answers(monkeypatch, tmp_path, lambda: ray_cluster(is_autoscaled=False))
+    assert most_here() == []
+
+
+def test_a_raycluster_without_a_limit_is_counted_to_an_end(monkeypatch, tmp_path):
+    kubernetes_answers(monkeypatch, tmp_path, lambda: ray_cluster(maxReplicas=2147483647))
+    assert len(most_here()) == 10_000
 
 
 def test_a_head_that_kubernetes_tells_nothing_knows_nothing(monkeypatch, tmp_path):

@@ -1,6 +1,9 @@
 """What a node sees of a job's input, output and model."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -51,17 +54,14 @@ def test_only_what_is_asked_is_looked_at(seen, place):
 def test_a_store_that_does_not_answer_is_told_in_time(seen, monkeypatch):
     monkeypatch.setattr(probe, "_LIMIT_S", 0.2)
     monkeypatch.setattr(storage, "list_files", lambda *_args, **_options: time.sleep(5))
-    assert seen(names=["input"])["input"] == (
-        "failed",
-        "the store gave no answer in 0.2 s; check that the nodes reach it",
-    )
+    assert seen(names=["input"])["input"] == ("unknown", "no answer in 0.2 s; do the nodes reach the store?")
 
 
 def test_stores_that_do_not_answer_take_one_limit_together(seen, monkeypatch):
     monkeypatch.setattr(probe, "_LIMIT_S", 0.5)
     monkeypatch.setattr(storage, "list_files", lambda *_args, **_options: time.sleep(5))
     monkeypatch.setattr(storage, "children", lambda _uri: time.sleep(0.9) or ["config.json"])  # within a second limit
-    assert {outcome for outcome, _ in seen(names=["input", "model"]).values()} == {"failed"}
+    assert {outcome for outcome, _ in seen(names=["input", "model"]).values()} == {"unknown"}
 
 
 def test_a_folder_that_the_head_has_not_may_be_on_other_nodes(seen):
@@ -107,7 +107,35 @@ def test_an_output_that_cannot_be_written_is_refused(seen, monkeypatch):
 
 def test_a_folder_without_a_config_is_no_model(seen, tmp_path):
     (tmp_path / "weights").touch()
-    assert "no config.json" in seen(model=str(tmp_path))["model"][1]
+    outcome, text = seen(model=str(tmp_path))["model"]
+    assert (outcome, "no config.json" in text) == ("unknown", True)  # the head's may be an empty mount point
+
+
+def test_a_fault_of_the_look_refuses_nothing(seen, monkeypatch):
+    monkeypatch.setattr(storage, "list_files", lambda *_args, **_options: {}["x"])
+    assert seen(names=["input"])["input"] == ("unknown", "the look broke off: KeyError: 'x'")
+
+
+def test_input_and_rows_take_one_listing(seen, monkeypatch):
+    listings, list_files = [], storage.list_files
+
+    def listed(*args, **options):
+        listings.append(args)
+        return list_files(*args, **options)
+
+    monkeypatch.setattr(storage, "list_files", listed)
+    assert {outcome for outcome, _ in seen(names=["input", "rows"]).values()} == {"ok"}
+    assert len(listings) == 1
+
+
+def test_the_capacity_is_asked_by_the_module_itself(stack, make_spec, tmp_path):
+    (tmp_path / "spec.json").write_text(json.dumps(make_spec(resources={"device": "gpu"}).to_json()))
+    words = [sys.executable, "-m", "rayferry.job.probe", str(tmp_path / "spec.json"), "capacity"]
+    env = os.environ | {"RAY_ADDRESS": stack.gcs_address}
+    done = subprocess.run(words, env=env, capture_output=True, text=True, check=False, timeout=120)
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith(probe.MARK)]
+    name, outcome, text = json.loads(line.removeprefix(probe.MARK))
+    assert (done.returncode, name, outcome, "no node has any" in text) == (0, "capacity", "failed", True)
 
 
 def test_a_secret_that_cannot_be_had_fails_all(seen):

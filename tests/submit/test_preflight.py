@@ -7,6 +7,7 @@ import pytest
 
 from rayferry.job.earlier import NOTHING_EARLIER, Earlier
 from rayferry.job.probe import MARK
+from rayferry.job.spec import parse
 from rayferry.submit import preflight as preflight_module
 from rayferry.submit import probes as probes_module
 from rayferry.submit.cli_shared import CHECKS
@@ -127,7 +128,7 @@ def test_a_check_that_breaks_off_does_not_take_the_others_with_it(spec, asked, m
 
 UNSEEN = [
     Probe("cluster", "ok", "Ray", 0.1),
-    Probe("input", "unknown", "no credentials", 0.1),
+    Probe("input", "unknown", "no credentials", 0.1, elsewhere=True),
     Probe("model", "unknown", "a hub id", 0.0),
 ]
 
@@ -166,7 +167,7 @@ def test_the_job_that_looks_is_asked_that_alone_writes_nowhere_and_is_taken_off_
 @pytest.mark.parametrize(
     "found",
     [
-        [UNSEEN[0], Probe("input", "ok", "1 file", 0.1), Probe("rows", "unknown", "x", 0.1), UNSEEN[2]],
+        [UNSEEN[0], Probe("input", "ok", "1 file", 0.1), Probe("rows", "ok", "x", 0.1), UNSEEN[2]],
         [Probe("cluster", "failed", "away", 0.1), UNSEEN[1]],
         [UNSEEN[1]],
         [UNSEEN[0], Probe("input", "skipped", "", 0.0)],
@@ -184,10 +185,23 @@ def test_the_cluster_is_not_asked_where_its_look_is_left_out(look, ray_api):
     assert ray_api.requests == []
 
 
+@pytest.mark.parametrize("is_far", [True, False])
+def test_what_the_cluster_may_see_is_asked_of_it_alone(job_data, asked, is_far):
+    far = {"input": {"uri": "/far/in"}, "output": {"uri": "/far/out"}, "model": "/far/m"}
+    spec = parse(job_data | (far if is_far else {}), "job.yaml")
+    found = preflight(spec, Address("http://head:8265", "test"), lambda: asked(here=False), PACKAGE)
+    asked_for = [probe.name for probe in found if probe.elsewhere]
+    assert asked_for == (["input", "rows", "output", "model"] if is_far else ["input", "rows", "output"])
+
+
 def test_rows_and_capacity_are_looked_at_from_the_cluster(look):
-    unseen = [UNSEEN[0], Probe("capacity", "unknown", "x", 0.1), UNSEEN[1], Probe("rows", "unknown", "x", 0.1)]
+    unseen = [
+        UNSEEN[0],
+        UNSEEN[1],
+        *(Probe(name, "unknown", "x", 0.1, elsewhere=True) for name in ("capacity", "rows")),
+    ]
     answers = [["capacity", "failed", "too few"], ["input", "ok", "3 files"], ["rows", "ok", "20 good"]]
-    assert [probe.outcome for probe in look(*answers, found=unseen)] == ["ok", "failed", "ok", "ok"]
+    assert [probe.outcome for probe in look(*answers, found=unseen)] == ["ok", "ok", "failed", "ok"]
 
 
 def test_a_look_that_fails_is_said_beside_what_was_known_and_fails_nothing(look, ray_api):
@@ -212,16 +226,36 @@ def test_a_look_that_does_not_end_is_stopped(look, ray_api, monkeypatch):
     assert (ray_api.statuses, ray_api.jobs) == (["STOPPED"], {})
 
 
+def interrupted(*_args):
+    raise KeyboardInterrupt
+
+
 def test_an_interruption_stops_the_look_and_goes_on(look, ray_api, monkeypatch):
     ray_api.statuses = ["RUNNING"]
 
-    def interrupt(*_args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(preflight_module, "_log_at_end", interrupt)
+    monkeypatch.setattr(preflight_module, "_log_at_end", interrupted)
     with pytest.raises(KeyboardInterrupt):
         look()
     assert (ray_api.statuses, ray_api.jobs) == (["STOPPED"], {})
+
+
+def test_an_interruption_does_not_wait_for_a_look_that_cannot_be_stopped(look, ray_api, monkeypatch, capsys):
+    ray_api.statuses = ["PENDING"]
+    monkeypatch.setattr(preflight_module, "_INTERRUPTED_STOP_LIMIT_S", 0.1)
+    monkeypatch.setattr(Cluster, "stop", lambda *_: None)
+    monkeypatch.setattr(preflight_module, "_log_at_end", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        look()
+    assert "may still be there; end it: rayferry stop reviews-check-" in capsys.readouterr().err
+
+
+def test_a_second_interruption_names_the_job_that_may_be_left(look, ray_api, monkeypatch, capsys):
+    ray_api.statuses = ["RUNNING"]
+    monkeypatch.setattr(preflight_module, "_log_at_end", interrupted)
+    monkeypatch.setattr(Cluster, "stop", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        look()
+    assert "may still be there; end it: rayferry stop reviews-check-" in capsys.readouterr().err
 
 
 def test_a_look_that_cannot_be_submitted_fails_nothing(look, ray_api):
