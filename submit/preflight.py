@@ -29,6 +29,7 @@ _LIMIT_S = 25.0
 _CLUSTER_LIMIT_S = 120.0  # an environment may have to be installed first
 _STOP_LIMIT_S = 15.0  # an environment that is being installed cannot be stopped
 _INTERRUPTED_STOP_LIMIT_S = 3.0
+_AGAIN_S = 3.0
 _POLL_S = 0.3
 # What becomes of a question that has no answer from here.
 _LATER = {
@@ -218,6 +219,13 @@ def _leave_nothing(cluster: Cluster, name: str, limit_s: float) -> None:
                 return
             time.sleep(_POLL_S)
         cluster.forget(name)
+        # Ray's monitor of it may not have seen its end yet, and then writes down that its supervisor died
+        end = time.monotonic() + _AGAIN_S
+        while time.monotonic() < end:
+            time.sleep(_POLL_S)
+            with suppress(NoSuchJobError):
+                cluster.forget(cluster.info(name).submission_id)
+                return
     except NoSuchJobError:
         pass
     except RayferryError:

@@ -90,7 +90,7 @@ def test_a_run_that_was_stopped_is_resumed_from_its_output(job_file, rayferry):
     assert len(manifest["attempts"]) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.chaos  # two loads of the model
 def test_rows_that_failed_are_tried_again_and_those_that_fail_again_stay_counted(job_file, rayferry):
     path = job_file("again", engine=ENGINE | {"max_model_len": 64}, on_error={"max_error_rate": 0.9})
     texts = ["The sky is", "word " * 100, "Grass is", "name " * 200]

@@ -329,6 +329,11 @@ def test_what_could_not_be_checked_is_said_and_does_not_stop_the_job(job_data, p
     assert list(ray_api.jobs) == ["job-1"]
 
 
+@pytest.fixture(autouse=True)
+def _at_once(monkeypatch):
+    monkeypatch.setattr("rayferry.submit.preflight._AGAIN_S", 0.0)
+
+
 def test_nothing_is_started_where_the_cluster_sees_that_it_would_fail(job_data, place, ray_api):
     spec = parse(job_data | {"input": {"uri": "s3://bucket/in/"}}, "job.yaml")
     ray_api.log = f'{MARK}["input", "failed", "s3://bucket/in/: no input there"]\n'

@@ -137,6 +137,7 @@ UNSEEN = [
 def look(ray_api, spec, monkeypatch):
     """Lets that cluster look, which answers so; gives what came of the checks."""
     monkeypatch.setattr(preflight_module, "_POLL_S", 0.02)
+    monkeypatch.setattr(preflight_module, "_AGAIN_S", 0.1)
     ray_api.log = "noise\n"
 
     def run(*answers, found=UNSEEN, skip=(), earlier=NOTHING_EARLIER):
@@ -202,6 +203,19 @@ def test_rows_and_capacity_are_looked_at_from_the_cluster(look):
     ]
     answers = [["capacity", "failed", "too few"], ["input", "ok", "3 files"], ["rows", "ok", "20 good"]]
     assert [probe.outcome for probe in look(*answers, found=unseen)] == ["ok", "ok", "failed", "ok"]
+
+
+def test_a_job_that_ray_puts_back_on_its_list_is_taken_off_again(look, ray_api, monkeypatch):
+    calls, forget = [], Cluster.forget
+
+    def second_time(cluster, name):
+        calls.append(name)
+        if len(calls) > 1:
+            forget(cluster, name)
+
+    monkeypatch.setattr(Cluster, "forget", second_time)
+    look(["input", "ok", "3 files"])
+    assert (len(calls), ray_api.jobs) == (2, {})
 
 
 def test_a_look_that_fails_is_said_beside_what_was_known_and_fails_nothing(look, ray_api):
