@@ -1,0 +1,234 @@
+"""One workload through Rayferry and its peers, on the GPUs of this machine, one after the other.
+
+usage: engine_speed.py RESULTS STEP...      RESULTS is a file of JSON lines, a step SIDE:MODEL:PROMPTS[:NAME=VALUE,...]
+
+SIDE is `bare` (`LLM.generate` of all prompts), `rayferry` (the job's entrypoint; with values of the job file such as
+`batch_size=64` or `replicas=2`), `rayllm` (ray.data.llm, `batch` rows times `calls`) or `plain` (Ray
+Data, `LLM.generate` for each batch of 32). A model whose name has `shape` in it gets random weights. Every prompt has
+its own length and its own number of new tokens, sampled with temperature 0.8; `prefixes=64` puts one of so many long
+texts before each, in random order. Output tokens a second, from the first engine that is ready to the last row in
+Parquet (bare: to the last answer in memory).
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+WORDS = [
+    "river",
+    "house",
+    "seven",
+    "train",
+    "green",
+    "paper",
+    "night",
+    "cloud",
+    "stone",
+    "music",
+    "sugar",
+    "tiger",
+    "plane",
+    "radio",
+    "alpha",
+    "bridge",
+]
+ENGINE = {"max_model_len": 4096, "enable_prefix_caching": True, "seed": 0}
+SAMPLING = {"temperature": 0.8, "top_p": 0.95, "ignore_eos": True}
+FILES = 16
+PREFIX_WORDS = 1500
+
+
+def workload(count, prefixes=0):
+    """Prompts and their numbers of new tokens, the same for the same count."""
+    draw = random.Random(0)
+    heads = [" ".join(draw.choices(WORDS, k=PREFIX_WORDS)) + " " for _ in range(prefixes)] or [""]
+    rows = []
+    for at in range(count):
+        words = max(8, min(1500, int(draw.lognormvariate(4.9, 0.8)))) if not prefixes else 40
+        tokens = max(8, min(800, int(draw.lognormvariate(4.9, 0.7)))) if not prefixes else 32
+        rows.append({"text": f"{draw.choice(heads)}{at} {' '.join(draw.choices(WORDS, k=words))}", "tokens": tokens})
+    return rows
+
+
+def engine_of(model):
+    """Engine arguments, the same for all sides."""
+    return ENGINE | ({"load_format": "dummy"} if "shape" in model else {})
+
+
+def bare(model, rows, settings):
+    """In this process."""
+    from vllm import LLM, SamplingParams
+
+    options = engine_of(model) | {name: int(value) for name, value in settings.items()}
+    start = time.time()
+    llm = LLM(model=model, **options)
+    ready = time.time()
+    params = [SamplingParams(max_tokens=row["tokens"], **SAMPLING) for row in rows]
+    done = llm.generate([row["text"] for row in rows], params, use_tqdm=False)
+    end = time.time()
+    return {"load_s": ready - start, "s": end - ready, "tokens": sum(len(one.outputs[0].token_ids) for one in done)}
+
+
+def rayferry(model, rows, settings):
+    """The job's entrypoint, which starts a cluster of its own."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "in").mkdir()
+        for at in range(FILES):
+            lines = [
+                json.dumps({"text": row["text"], "sampling": {"max_tokens": row["tokens"]}}) for row in rows[at::FILES]
+            ]
+            (folder / "in" / f"{at:02d}.jsonl").write_text("\n".join(lines))
+        job = {
+            "model": model,
+            "input": {"uri": f"{folder}/in/", "sampling_column": "sampling"},
+            "output": {"uri": f"{folder}/out/", "rows_per_part": 256},
+            "sampling": SAMPLING,
+            "engine": engine_of(model),
+        }
+        for path, value in settings.items():
+            at = job
+            *parents, last = path.split(".")
+            for parent in parents:
+                at = at.setdefault(parent, {})
+            at[last] = json.loads(value) if value[:1].isdigit() else value
+        (folder / "spec.json").write_text(json.dumps(job))
+        start = time.time()
+        log_path = Path(os.environ.get("OUT", name)) / f"rayferry-{time.time_ns()}.log"
+        with log_path.open("wb") as log:
+            code = subprocess.run(
+                [sys.executable, "-m", "rayferry.job", "spec.json", "--submission-id", "run"],
+                cwd=folder,
+                stdout=log,
+                stderr=log,
+                check=False,
+            ).returncode
+        if code:
+            return {"exit": code, "log": log_path.read_text(errors="replace")[-600:]}
+        whole = time.time() - start
+        manifest = json.loads((folder / "out/_meta/manifest.json").read_text())
+        tokens = manifest["tokens"]["generated"]
+        assert manifest["counts"]["succeeded"] == len(rows), manifest["counts"]
+        speed = manifest["tokens_per_s"]
+        return {"load_s": manifest["seconds"]["load"], "s": tokens / speed, "tokens": tokens, "whole_s": whole}
+
+
+def rayllm(model, rows, settings):
+    """ray.data.llm, which tells of every row how long it took and when it was there."""
+    import pyarrow.parquet as pq
+    import ray
+    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
+    ray.init(include_dashboard=False, log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    config = vLLMEngineProcessorConfig(
+        model_source=model,
+        engine_kwargs=engine_of(model),
+        concurrency=1,
+        batch_size=int(settings.get("batch", 32)),
+        max_concurrent_batches=int(settings.get("calls", 8)),
+        chat_template_stage=False,
+        detokenize_stage=False,
+        log_engine_metrics=False,
+    )
+    processor = build_processor(
+        config,
+        preprocess=lambda row: {
+            "prompt": row["text"],
+            "sampling_params": {"max_tokens": int(row["tokens"]), **SAMPLING},
+        },
+        postprocess=lambda row: {
+            "text": row["generated_text"],
+            "tokens": row["num_generated_tokens"],
+            "begun": time.time() - float(row["time_taken_llm"]),
+        },
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.time()
+        rows_in = ray.data.from_items(rows, override_num_blocks=max(1, len(rows) // 128))
+        processor(rows_in).write_parquet(folder)
+        end = time.time()
+        table = pq.read_table(folder)
+    assert table.num_rows == len(rows)
+    begun = min(table.column("begun").to_pylist())
+    return {"load_s": begun - start, "s": end - begun, "tokens": sum(table.column("tokens").to_pylist())}
+
+
+class Plain:
+    """The example's predictor: one batch at a time."""
+
+    def __init__(self, model):
+        from vllm import LLM
+
+        self.llm = LLM(model=model, **engine_of(model))
+        self.ready = time.time()
+
+    def __call__(self, batch):
+        from vllm import SamplingParams
+
+        params = [SamplingParams(max_tokens=int(tokens), **SAMPLING) for tokens in batch["tokens"]]
+        done = self.llm.generate([str(text) for text in batch["text"]], params, use_tqdm=False)
+        answers = [one.outputs[0] for one in done]
+        return {
+            "text": [answer.text for answer in answers],
+            "tokens": [len(answer.token_ids) for answer in answers],
+            "ready": [self.ready] * len(answers),
+        }
+
+
+def plain(model, rows, _settings):
+    """Ray Data with that predictor."""
+    import pyarrow.parquet as pq
+    import ray
+
+    ray.init(include_dashboard=False, log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.time()
+        rows_in = ray.data.from_items(rows, override_num_blocks=max(1, len(rows) // 128))
+        done = rows_in.map_batches(
+            Plain,
+            fn_constructor_args=(model,),
+            batch_size=32,
+            num_gpus=1,
+            compute=ray.data.ActorPoolStrategy(size=1),
+        )
+        done.write_parquet(folder)
+        end = time.time()
+        table = pq.read_table(folder)
+    ready = min(table.column("ready").to_pylist())
+    return {"load_s": ready - start, "s": end - ready, "tokens": sum(table.column("tokens").to_pylist())}
+
+
+SIDES = {"bare": bare, "rayferry": rayferry, "rayllm": rayllm, "plain": plain}
+
+
+def main():
+    results, *steps = sys.argv[1:]
+    if results == "--one":
+        side, model, count, *rest = steps[0].split(":")
+        settings = dict(one.split("=") for one in rest[0].split(",")) if rest else {}
+        rows = workload(int(count), int(settings.pop("prefixes", 0)))
+        print("ONE", json.dumps(SIDES[side](model, rows, settings)), flush=True)
+        return
+    for step in steps:  # each in a process of its own, as an engine's memory goes with its process
+        done = subprocess.run([sys.executable, __file__, "--one", step], check=False, capture_output=True)
+        lines = [line for line in done.stdout.decode().splitlines() if line.startswith("ONE ")]
+        result = json.loads(lines[0][4:]) if lines else {"exit": done.returncode, "log": done.stderr.decode()[-600:]}
+        if "s" in result:
+            result["tokens_per_s"] = result["tokens"] / result["s"]
+        result = {name: round(value, 1) if isinstance(value, float) else value for name, value in result.items()}
+        print("RESULT", json.dumps({"step": step} | result), flush=True)
+        with Path(results).open("a") as file:
+            file.write(
+                json.dumps({"step": step, "at": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime())} | result) + "\n"
+            )
+
+
+if __name__ == "__main__":
+    main()
