@@ -241,7 +241,7 @@ def test_a_stopped_drivers_log_is_copied_to_its_last_line(driver):
 
 
 def test_the_log_of_a_driver_out_of_time_is_copied_to_its_last_line(driver):
-    code, log, copy, status = driver("time.sleep(60)", timeout="4s")
+    code, log, copy, status = driver("time.sleep(60)", timeout="12s")
     assert (code, copy, status) == (6, log, "TIMED_OUT")
 
 

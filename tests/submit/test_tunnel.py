@@ -284,7 +284,7 @@ def test_an_ssh_that_dies_is_started_again_on_the_same_port(ssh, head, capsys):
             assert time.monotonic() < deadline
             try:
                 socket.create_connection(("127.0.0.1", port)).close()
-            except ConnectionRefusedError:
+            except (ConnectionRefusedError, ConnectionResetError):  # not there yet, or just gone
                 time.sleep(0.01)
             else:
                 if len(runs(ssh)) == 2:
