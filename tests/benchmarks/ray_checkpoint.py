@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -22,6 +21,10 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from pipeline import Peak
 
 NUM_ROWS, NUM_FILES = 20_000, 20
 LEFT = 1000
@@ -126,12 +129,10 @@ def memory(num_rows, root):
     for start in range(0, num_rows - LEFT, step):
         ids = pa.table({"id": list(range(start, min(start + step, num_rows - LEFT)))})
         pq.write_table(ids, root / "checkpoint" / f"{start:09d}.parquet")
-    peak = [0]
-    own = psutil.Process()
-    threading.Thread(target=lambda: watch(own, peak), daemon=True).start()
     start = time.time()
-    ray.init("local", include_dashboard=False, logging_level="ERROR")
-    run(root, 0)
+    with Peak() as peak:
+        ray.init("local", include_dashboard=False, logging_level="ERROR")
+        run(root, 0)
     first = float((root / "first").read_text()) - start
     print(
         "RESULT memory",
@@ -139,23 +140,10 @@ def memory(num_rows, root):
             "rows": num_rows,
             "first_new_row_s": round(first, 1),
             "whole_s": round(time.time() - start, 1),
-            "peak_mib": peak[0] >> 20,
+            "peak_mib": round(peak.mib),
         },
         flush=True,
     )
-
-
-def watch(own, peak):
-    """Keeps the most memory that all processes had together."""
-    while True:
-        total = 0
-        for process in [own, *own.children(recursive=True)]:
-            try:
-                total += process.memory_full_info().pss
-            except psutil.Error:
-                continue
-        peak[0] = max(peak[0], total)
-        time.sleep(0.5)
 
 
 def main():
