@@ -13,15 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rayferry.job import storage
+from rayferry.job import identity, storage
 from rayferry.job.errors import JobError
 from rayferry.job.layout import Layout
-from rayferry.job.log import counted
 from rayferry.job.spans import Spans
 
 SCHEMA_VERSION = 1
 _THREADS = 32
-_SHOWN, _SHOWN_CHARS = 5, 80
 
 
 @dataclass(frozen=True)
@@ -126,7 +124,7 @@ def begin(
         layout: the run's places.
         submission_id: the Ray job that begins.
         before: what `check_output` gave; None: whatever is there is removed.
-        now: what this attempt is asked, by `asked`.
+        now: what this attempt is asked, by `identity.asked`.
         new_files: files may have come since.
 
     Raises:
@@ -135,8 +133,8 @@ def begin(
     if before is None:
         _empty(layout)
     else:
-        _refuse_other(layout, before["settings"], now["settings"])
-        _refuse_other_input(layout, before["files"], now["files"], new_files=new_files)
+        identity.refuse_other(layout, before["settings"], now["settings"])
+        identity.refuse_other_input(layout, before["files"], now["files"], new_files=new_files)
     done = Done(attempts=[submission_id]) if before is None else _done(layout, submission_id)
     if before is None or before["files"] != now["files"]:
         if done.manifest is not None:  # of a run that was over, and is no more
@@ -160,12 +158,6 @@ def _empty(layout: Layout) -> None:
             storage.remove(uri)
 
 
-def asked(settings: Mapping[str, Any], files: Sequence[storage.File]) -> dict[str, Any]:
-    """What decides a run's answers: see `manifest.settings`, and of each file its path, size and last change."""
-    identity = [[file.path, file.num_bytes, file.modified_ns] for file in files]
-    return {"settings": json.loads(json.dumps(settings)), "files": identity}
-
-
 def _refuse_used(layout: Layout, before: Mapping[str, Any] | None, *, is_resume: bool) -> None:
     """Refuses an output that holds something, but for what a run that wrote no row leaves in `_meta/`."""
     found = [name for name in storage.children(layout.output_uri) if name != "_meta"]
@@ -181,52 +173,6 @@ def _refuse_used(layout: Layout, before: Mapping[str, Any] | None, *, is_resume:
         over = "a finished" if "manifest.json" in found else "an unfinished"
         msg = f"{layout.output_uri} is not empty: it holds {over} run ({before['run']}); go on with --resume, or {anew}"
     raise JobError(msg)
-
-
-def _refuse_other(layout: Layout, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    changed = [f"{key}: {_short(old)} -> {_short(new)}" for key, old, new in _differences("", before, now)]
-    if changed:
-        msg = (
-            f"{layout.output_uri} was begun with another job file, so its answers would not fit together "
-            f"({'; '.join(changed[:_SHOWN])}); change that back, or start anew with --overwrite"
-        )
-        raise JobError(msg)
-
-
-def _differences(path: str, before: Any, now: Any) -> list[tuple[str, Any, Any]]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = sorted(before.keys() | now.keys())
-        return [
-            found
-            for key in keys
-            for found in _differences(f"{path}.{key}" if path else key, before.get(key), now.get(key))
-        ]
-    return [] if before == now else [(path, before, now)]
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _SHOWN_CHARS else text[: _SHOWN_CHARS - 3] + "..."
-
-
-def _refuse_other_input(layout: Layout, before: list[list[Any]], now: list[list[Any]], *, new_files: bool) -> None:
-    old, new = ({file[0]: file[1:] for file in files} for files in (before, now))
-    kinds = {
-        "gone": [path for path in old if path not in new],
-        "changed": [path for path in old if path in new and old[path] != new[path]],
-        "new": [path for path in new if path not in old],
-    }
-    if new_files:
-        del kinds["new"]
-    told = [f"{counted(len(paths), 'file')} {kind}, such as {paths[0]}" for kind, paths in kinds.items() if paths]
-    if told:
-        only_new = [kind for kind, paths in kinds.items() if paths] == ["new"]
-        hint = "answer them too with --resume --new-input, or " if only_new else ""
-        msg = (
-            f"the input is not what {layout.output_uri} was begun with ({'; '.join(told)}); "
-            f"{hint}start anew with --overwrite"
-        )
-        raise JobError(msg)
 
 
 def check_once(records: Mapping[str, Record]) -> None:

@@ -1,7 +1,5 @@
 """The record of a finished run. Written last: who sees it may read the parts that it lists."""
 
-import hashlib
-import json
 import platform
 import time
 from collections import Counter
@@ -11,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from rayferry.job import VERSION
+from rayferry.job import VERSION, identity
 from rayferry.job.errors import JobError
 from rayferry.job.progress import Snapshot
 from rayferry.job.rows import STAGES
@@ -19,28 +17,6 @@ from rayferry.job.sink import Part
 from rayferry.job.spec import JobSpec
 
 SCHEMA_VERSION = 1
-# Keys of the job file that change what a row's answer is.
-_ANSWER_KEYS = {"model", "revision", "task", "sampling", "chat", "pooling", "lora"}
-# Engine arguments that only change how fast it comes.
-_SPEED_KEYS = {
-    "tensor_parallel_size", "pipeline_parallel_size", "max_num_seqs", "max_num_batched_tokens", "load_format",
-    "gpu_memory_utilization", "enforce_eager", "enable_prefix_caching", "disable_log_stats", "swap_space",
-    "distributed_executor_backend", "enable_chunked_prefill", "cpu_offload_gb", "async_scheduling",
-}  # fmt: skip
-
-
-def settings(spec: JobSpec) -> dict[str, Any]:
-    """All that decides the answers but the input: model, revision, task, template, sampling, such engine arguments."""
-    content = spec.model_dump(mode="json", by_alias=True, include=_ANSWER_KEYS)
-    content["engine"] = {key: value for key, value in spec.engine.to_kwargs().items() if key not in _SPEED_KEYS}
-    content["input"] = spec.input.model_dump(mode="json", exclude={"anonymous"})
-    content["on_error"] = {"prompt_too_long": spec.on_error.prompt_too_long}
-    return content
-
-
-def fingerprint(asked: Mapping[str, Any]) -> str:
-    """Hash of all that decides the answers, by `checkpoint.asked`."""
-    return "sha256:" + hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 def build(
@@ -89,7 +65,7 @@ def build(
         "model": spec.model,
         "revision": spec.revision,
         "task": spec.task,
-        "fingerprint": fingerprint(asked),
+        "fingerprint": identity.fingerprint(asked),
         "counts": counts,
         "errors": _by_stage(parts),
         "num_rescued": sum(part.num_rescued for part in parts),

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from rayferry.job import RAY_FLOOR, storage
+from rayferry.job import RAY_FLOOR, identity, storage
 from rayferry.job.earlier import NOTHING_EARLIER, Earlier
 from rayferry.job.errors import JobError, TooManyErrorsError
 from rayferry.job.layout import Layout
@@ -112,7 +112,7 @@ def _run(
         ray.init()
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own there
     placement = _place(spec)
-    asked = checkpoint.asked(manifest.settings(spec), found.files)
+    asked = identity.asked(identity.settings(spec), found.files)
     done = checkpoint.begin(layout, submission_id, before, asked, new_files=earlier.new_input)
     if earlier.retry_failed:
         done = failed_rows.forget(layout, submission_id, done)

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
 
-from rayferry.job import checkpoint, sample, secrets, storage
+from rayferry.job import checkpoint, identity, sample, secrets, storage
 from rayferry.job.earlier import NOTHING_EARLIER, Earlier
 from rayferry.job.errors import JobError, RayferryError, UnseenError, root_line
 from rayferry.job.layout import Layout
@@ -119,7 +119,9 @@ def _listing(spec: JobSpec) -> sample.Listing:
 
 def _output(spec: JobSpec, earlier: Earlier) -> str:
     layout = Layout(spec.output.uri)
-    checkpoint.check_output(layout, resume=earlier.resume, overwrite=earlier.overwrite)
+    before = checkpoint.check_output(layout, resume=earlier.resume, overwrite=earlier.overwrite)
+    if before is not None:
+        identity.refuse_other(layout, before["settings"], identity.settings(spec))
     held = "may hold an earlier attempt" if earlier.may_hold else "empty"
     if not layout.output_uri.startswith("s3://"):
         return f"{layout.output_uri}: {held}"

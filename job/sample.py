@@ -47,7 +47,7 @@ def ask_rows(spec: JobSpec, listed: Callable[[], Listing]) -> str:
     try:
         listing = listed()
     except RayferryError as error:
-        msg = f"{spec.input.uris[0]}: its rows, as its files are not seen from here"
+        msg = f"{spec.input.uris[0]}: its rows were not read, as its files could not be listed"
         raise UnseenError(msg) from error
     rows = _first_rows(spec, listing)
     if not rows:

@@ -17,6 +17,7 @@ from rayferry.submit.cli_shared import (
     address_of,
     address_option,
     earlier_option,
+    job_file_argument,
     job_or_uri_argument,
     json_option,
     seconds_of,
@@ -72,7 +73,7 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("job", type=click.Path(path_type=Path))
+@job_file_argument
 @set_option
 @address_option
 @click.option("--submission-id", metavar="ID", help="The job's id; by default name, time and six hex digits.")
@@ -143,7 +144,7 @@ def _nowhere() -> str:
 
 
 @main.command()
-@click.argument("job", type=click.Path(path_type=Path))
+@job_file_argument
 @set_option
 @address_option
 @earlier_option
@@ -173,7 +174,7 @@ def check(
 
     package = request.build_request(spec, place.url, f"{spec.name}-check").package
     report.left_out(package)
-    probes = preflight(spec, place, lambda: Cluster(place), package, skip, may_hold=earlier.may_hold)
+    probes = preflight(spec, place, lambda: Cluster(place), package, skip, earlier)
     probes = ask_from_cluster(spec, lambda: Cluster(place), probes, skip, earlier)
     if as_json:
         report.json_datum([probe.to_json() for probe in probes])
@@ -216,12 +217,12 @@ def resume(
     if "/" not in job_or_uri:
         from rayferry.submit.client import Cluster
 
-        job = Cluster(place).info(job_or_uri)
+        job = Cluster(place).last_attempt(job_or_uri)
         if not job.is_over:
-            follow_it = place.command(f"logs -f {quote(job_or_uri)}")
-            msg = f"{job_or_uri} is {job.status}: nothing is to be resumed; follow it: {follow_it}"
+            follow_it = place.command(f"logs -f {quote(job.submission_id)}")
+            msg = f"{job.submission_id} is {job.status}: nothing is to be resumed; follow it: {follow_it}"
             raise RayferryError(msg)
-        over, found = (job_or_uri,), job.output_uri
+        over, found = (job.submission_id,), job.output_uri
         if found is None:
             msg = f"{job_or_uri} is no run of Rayferry's: it has no output URI"
             raise SpecError(msg)

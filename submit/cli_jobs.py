@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from shlex import quote
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,6 +21,9 @@ from rayferry.submit.cli_shared import (
     timeout_option,
 )
 
+if TYPE_CHECKING:
+    from rayferry.submit.client import Cluster, JobInfo
+
 
 @contextmanager
 def _or_by_uri(command: str) -> Iterator[None]:
@@ -29,6 +33,16 @@ def _or_by_uri(command: str) -> Iterator[None]:
     except RayferryError as error:
         error.add_note(f"the output URI in place of the id needs no cluster: rayferry {command} URI")
         raise
+
+
+def _last_attempt(cluster: "Cluster", submission_id: str) -> "JobInfo":
+    """The last attempt of a run, told where its id is another than the one that was asked for."""
+    from rayferry.submit import report
+
+    info = cluster.last_attempt(submission_id)
+    if info.submission_id != submission_id:
+        report.note(f"{submission_id} was followed by {info.submission_id}")
+    return info
 
 
 @click.command()
@@ -45,7 +59,7 @@ def status(job_or_uri: str, address: Flags, as_json: bool) -> None:
         _status_by_uri(job_or_uri, address, as_json=as_json)
         return
     with _or_by_uri("status"):
-        info = cluster_of(address).info(job_or_uri)
+        info = _last_attempt(cluster_of(address), job_or_uri)
     if as_json:
         report.json_datum(asdict(info) | {"output_uri": info.output_uri})
         return
@@ -87,20 +101,29 @@ def logs(job_or_uri: str, address: Flags, following: bool, tail: int | None, raw
     else:
         with _or_by_uri("logs"):
             cluster = cluster_of(address)
+            last = _last_attempt(cluster, job_or_uri).submission_id
             if not following:
-                log = cluster.logs(job_or_uri)
-            else:
-                cluster.info(job_or_uri)
+                log = _own_log(cluster, job_or_uri, last)
         if following:
             from rayferry.submit import launch
 
-            sys.exit(launch.wait(cluster, job_or_uri, launch.Watch(raw=raw, timeout_s=timeout_s, tail=tail)))
+            sys.exit(launch.wait(cluster, last, launch.Watch(raw=raw, timeout_s=timeout_s, tail=tail)))
     lines: list[str] = []
     show = lines.append if raw else our_lines(lines.append)
     for line in log.splitlines():
         show(line)
     for line in lines if tail is None else lines[max(0, len(lines) - tail) :]:
         report.datum(line)
+
+
+def _own_log(cluster: "Cluster", submission_id: str, last: str) -> str:
+    """The log of an attempt, or of the last one if the cluster has forgotten it."""
+    from rayferry.submit.transport import NoSuchJobError
+
+    try:
+        return cluster.logs(submission_id)
+    except NoSuchJobError:
+        return cluster.logs(last)
 
 
 def _log_by_uri(uri: str, address: Flags, *, following: bool) -> str:
@@ -127,7 +150,11 @@ def stop(submission_id: str, address: Flags, timeout: str) -> None:
     from rayferry.submit import launch, report
 
     timeout_s = seconds_to_wait(timeout)
-    report.datum(launch.stop(cluster_of(address), submission_id, timeout_s).status)
+    cluster = cluster_of(address)
+    last = _last_attempt(cluster, submission_id)
+    report.datum(launch.stop(cluster, last.submission_id, timeout_s).status)
+    if last.status == "FAILED":
+        report.note(f"{last.submission_id} was over already; a submit that still runs may try it again: end that too")
 
 
 @click.command("list")
@@ -161,7 +188,8 @@ def result(job_or_uri: str, address: Flags, as_json: bool) -> None:
     info = None
     if "/" not in job_or_uri:
         with _or_by_uri("result"):
-            info = cluster_of(address).info(job_or_uri)
+            info = _last_attempt(cluster_of(address), job_or_uri)
+        job_or_uri = info.submission_id
         if not info.is_over:
             msg = f"{job_or_uri} is {info.status}; wait for it: {address.command(f'logs -f {quote(job_or_uri)}')}"
             raise RayferryError(msg)

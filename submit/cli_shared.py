@@ -118,6 +118,18 @@ class _JobIdOrUri(_JobId):
         return str(value) if "/" in str(value) else super().convert(value, param, ctx)
 
 
+class _JobFile(click.ParamType):  # type: ignore[type-arg]
+    """A path of this machine."""
+
+    name = "JOB"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if "://" in str(value):
+            self.fail(f"{value!r} is a URI; the job file is one of this machine: fetch it first", param, ctx)
+        return Path(value)
+
+
+job_file_argument = click.argument("job", type=_JobFile())
 job_id_argument = click.argument("submission_id", type=_JobId())
 job_or_uri_argument = click.argument("job_or_uri", metavar="ID|URI", type=_JobIdOrUri())
 

@@ -59,6 +59,11 @@ class JobInfo:
         return self.metadata.get(METADATA_PREFIX + "output_uri")
 
     @property
+    def run(self) -> str:
+        """The id of the first attempt of the run that it is an attempt of."""
+        return self.metadata.get(METADATA_PREFIX + "run", self.submission_id)
+
+    @property
     def name(self) -> str:
         """The job file's name for it, or ""."""
         return self.metadata.get(METADATA_PREFIX + "name", "")
@@ -177,6 +182,23 @@ class Cluster:
         """
         found = self._transport.ask(lambda: self._transport.sdk.get_job_info(_quoted(submission_id)), submission_id)
         return _job_info(found)
+
+    def last_attempt(self, submission_id: str) -> JobInfo:
+        """The last attempt of a run, by the id of any: one that failed, or is forgotten, may have been followed.
+
+        Raises:
+            NoSuchJobError: the cluster has no job of this id, nor one that followed it.
+        """
+        try:
+            info = self.info(submission_id)
+        except NoSuchJobError:
+            later = [job for job in self.jobs() if job.run == submission_id]
+            if not later:
+                raise
+            return later[0]
+        if info.status != "FAILED":
+            return info
+        return next((job for job in self.jobs() if job.run == info.run), info)
 
     def jobs(self) -> list[JobInfo]:
         """All jobs that came in through the Jobs API, newest first."""

@@ -33,30 +33,32 @@ class Failure:
 
     Attributes:
         name: user, environment, cluster or capacity.
-        words: whose matter it is, and the next step; {list_all} is the command that lists all jobs.
+        whose: whose matter it is.
+        next_step: what the user is to do; {list_all} is the command that lists all jobs.
     """
 
     name: str
-    words: str
+    whose: str
+    next_step: str
 
 
 _USER = Failure(
-    "user", "the cause is in your job, or in what it asks for: mend what is named here, and submit it again"
+    "user", "the cause is in your job, or in what it asks for", "mend what is named here, and submit it again"
 )
 _ENVIRONMENT = Failure(
     "environment",
-    "the cause is in the job's environment, which could not be set up: check runtime_env in the job file, and what "
-    "the cluster's nodes may fetch",
+    "the cause is in the job's environment, which could not be set up",
+    "check runtime_env in the job file, and what the cluster's nodes may fetch",
 )
 _CLUSTER = Failure(
     "cluster",
-    "the cause is in the cluster, not in your job: check its head node (is it up, has it memory and disk left?), and "
-    "submit the job again",
+    "the cause is in the cluster, not in your job",
+    "check its head node (is it up, has it memory and disk left?), and submit the job again",
 )
 _CAPACITY = Failure(
     "capacity",
-    "the cause is the cluster's capacity, not your job: it found no room to start in time; wait for other jobs "
-    "({list_all}) or add nodes, and submit it again",
+    "the cause is the cluster's capacity, not your job (it found no room to start in time)",
+    "wait for other jobs ({list_all}) or add nodes, and submit it again",
 )
 # Source: `JobErrorType` in ray/dashboard/modules/job/common.py (Ray 2.60); an older Ray has fewer of them, or none.
 _BY_ERROR_TYPE = {
@@ -123,16 +125,20 @@ def _tells(root: str, line: str) -> bool:
     return part.endswith(whole) or whole[:_MAX_CHARS] in part or (len(part) >= _MIN_CHARS and part in whole)
 
 
-def explain(info: JobInfo, log: str, command: Callable[[str], str] = command) -> list[str]:
+def explain(info: JobInfo, log: str, command: Callable[[str], str] = command, *, goes_on: bool = False) -> list[str]:
     """A failed job in lines for people: whose matter, the root line, the last lines, where the whole log is.
 
     Args:
         info: the job.
         log: the driver's log, or "" if it cannot be had.
         command: makes a command about the same cluster.
+        goes_on: it is tried again without the user, so there is nothing to do.
     """
     failure = sort(info)
-    lines = [f"  {failure.words.format(list_all=command('list --all'))}"] if failure else []
+    lines = []
+    if failure:
+        next_step = "" if goes_on else f": {failure.next_step.format(list_all=command('list --all'))}"
+        lines.append(f"  {failure.whose}{next_step}")
     if info.exit_code in _KILLED:
         lines.append(f"  the driver was killed (exit code {info.exit_code}), mostly for want of memory")
     # if it did not come to the driver's end, Ray knows why

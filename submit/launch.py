@@ -39,6 +39,7 @@ def submit(
     submission_id: str,
     skip: Collection[str] = (),
     earlier: Earlier = NOTHING_EARLIER,
+    run: str | None = None,
 ) -> tuple[Cluster, SubmitRequest]:
     """Checks and starts the job.
 
@@ -48,13 +49,14 @@ def submit(
         submission_id: the job's id.
         skip: names of checks to leave out.
         earlier: what becomes of an earlier attempt's output.
+        run: the first attempt's id, if this is a later one.
 
     Raises:
         RayferryError: a check failed, or the cluster refused; nothing runs.
     """
     if address.note:
         report.note(address.note)
-    request = build_request(spec, address.url, submission_id, earlier)
+    request = build_request(spec, address.url, submission_id, earlier, run)
     report.left_out(request.package)
     clusters: list[Cluster] = []
 
@@ -63,7 +65,7 @@ def submit(
         return clusters[0]
 
     with if_interrupted(f"interrupted before {submission_id} was submitted"):
-        probes = preflight(spec, address, connect, request.package, skip, may_hold=earlier.may_hold)
+        probes = preflight(spec, address, connect, request.package, skip, earlier)
         require(probes)
         cluster = clusters[0] if clusters else connect()
         _check_alone(cluster, spec, submission_id)
@@ -303,11 +305,11 @@ def _tell_status(info: JobInfo) -> None:
         report.note(f"{info.submission_id}: RUNNING")
 
 
-def explain(cluster: Cluster, info: JobInfo) -> None:
-    """Says why a job failed."""
+def explain(cluster: Cluster, info: JobInfo, *, goes_on: bool = False) -> None:
+    """Says why a job failed; `goes_on`: it is tried again without the user."""
     log: str | RayferryError
     log = ""
     with suppress(RayferryError):
         log = cluster.logs(info.submission_id)
-    for line in failure.explain(info, log, cluster.command):
+    for line in failure.explain(info, log, cluster.command, goes_on=goes_on):
         report.note(line)

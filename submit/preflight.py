@@ -87,8 +87,7 @@ def preflight(
     connect: Callable[[], Cluster],
     package: dict[str, Any],
     skip: Collection[str] = (),
-    *,
-    may_hold: bool = False,
+    earlier: Earlier = NOTHING_EARLIER,
 ) -> list[Probe]:
     """Runs every check, all at once. One that gives no answer in time is left behind.
 
@@ -98,9 +97,9 @@ def preflight(
         connect: gives the client; called at most once, in a thread, as it may take its time.
         package: what is to be sent, as a request describes it.
         skip: names of checks to leave out.
-        may_hold: the output may hold an earlier attempt.
+        earlier: what becomes of what the output holds.
     """
-    checks = _checks(spec, address, connect, package, may_hold=may_hold)
+    checks = _checks(spec, address, connect, package, earlier)
     start = time.monotonic()
     running = {name: _start(name, ask) for name, ask in checks.items() if name not in skip}
     found = []
@@ -247,7 +246,7 @@ def require(found: Sequence[Probe]) -> None:
 
 
 def _checks(
-    spec: JobSpec, address: Address, connect: Callable[[], Cluster], package: dict[str, Any], *, may_hold: bool
+    spec: JobSpec, address: Address, connect: Callable[[], Cluster], package: dict[str, Any], earlier: Earlier
 ) -> dict[str, Callable[[], str]]:
     cluster = _Once(connect)
 
@@ -266,7 +265,7 @@ def _checks(
         "capacity": lambda: probes.ask_capacity(spec, cluster, address.most),
         "input": lambda: probes.ask_input(listed()),
         "rows": lambda: sample.ask_rows(spec, listed),
-        "output": lambda: probes.ask_output(spec, is_here, may_hold=may_hold),
+        "output": lambda: probes.ask_output(spec, is_here, earlier),
         "model": lambda: probes.ask_model(spec, is_here),
         "package": lambda: probes.ask_package(package),
     }

@@ -2,9 +2,12 @@
 
 import importlib.metadata
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from rayferry.job import identity
+from rayferry.job.earlier import NOTHING_EARLIER, Earlier
 from rayferry.job.errors import RayferryError, UnseenError
 from rayferry.job.layout import Layout
 from rayferry.job.log import counted
@@ -12,7 +15,7 @@ from rayferry.job.pipeline import check_ray
 from rayferry.job.placement import Node, plan
 from rayferry.job.sample import Listing
 from rayferry.job.spec import JobSpec
-from rayferry.job.storage import File, children, glob_pattern, glob_root, is_data, is_glob, list_files
+from rayferry.job.storage import File, children, glob_pattern, glob_root, is_data, is_glob, list_files, read_bytes
 from rayferry.submit import s3
 from rayferry.submit.client import Cluster
 
@@ -154,22 +157,27 @@ def ask_input(listing: Listing) -> str:
     return f"{listing.name}: {num}, {sum(file.num_bytes for file in listing.files):,} bytes"
 
 
-def ask_output(spec: JobSpec, is_here: Callable[[], bool], *, may_hold: bool = False) -> str:
-    """Whether the output is empty, if it must be, and on S3 whether it can be written and deleted."""
+def ask_output(spec: JobSpec, is_here: Callable[[], bool], earlier: Earlier = NOTHING_EARLIER) -> str:
+    """Whether the output is empty or can be gone on with, and on S3 whether it can be written and deleted."""
     layout = Layout(spec.output.uri)
     if not s3.is_s3(layout.output_uri):
         if not is_here():
             msg = f"{layout.output_uri}: a path on the cluster's nodes"
             raise UnseenError(msg)
-        return f"{layout.output_uri}: may hold an earlier attempt" if may_hold else _output_here(layout)
+        if earlier.resume:
+            identity.require_same(spec, layout, read_bytes(layout.run_uri))
+        return f"{layout.output_uri}: may hold an earlier attempt" if earlier.may_hold else _output_here(layout)
     # A console makes an empty object of the folder's own name; a run that did not end well leaves its _meta/.
     found = [
         (key, size)
         for key, size in s3.list_keys(layout.output_uri, _LISTED)
         if (key, size) != (layout.output_uri, 0) and (key == layout.manifest_uri or not key.startswith(layout.meta_uri))
     ]
-    if found and not may_hold:
+    if found and not earlier.may_hold:
         raise _not_empty(layout, found[0][0])
+    if earlier.resume:
+        with suppress(s3.NotThereError):
+            identity.require_same(spec, layout, s3.read_bytes(layout.run_uri))
     probe = f"{layout.meta_uri}.write-probe"
     s3.write_bytes(probe, b"")
     s3.delete(probe)

@@ -70,7 +70,7 @@ def run(  # noqa: PLR0913  # all that the command line says
             sort = failure.sort(info)
             if is_last or sort is None or sort.name not in _CLASSES:
                 return launch.conclude(cluster, info, as_json=watch.as_json)
-            launch.explain(cluster, info)
+            launch.explain(cluster, info, goes_on=True)
             over = (name,)
         number += 1
         pause = next(breaks)
@@ -81,7 +81,8 @@ def run(  # noqa: PLR0913  # all that the command line says
                 report.note(f"attempt {number} of {spec.retry.max_attempts} in {pause:.0f} s: {following}")
                 sleep(pause)
             left_out = {*skip, PROBE_JOB}  # the first one was told
-            cluster, _ = launch.submit(spec, address, following, left_out, Earlier(resume=True, over=over))
+            earlier = Earlier(resume=True, over=over)
+            cluster, _ = launch.submit(spec, address, following, left_out, earlier, submission_id)
 
 
 def _has_forgotten(address: Address, name: str) -> bool:

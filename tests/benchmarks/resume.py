@@ -22,7 +22,7 @@ import own_stack
 import ray
 from pipeline import AtOnce
 
-from rayferry.job import checkpoint, manifest, pipeline, storage
+from rayferry.job import checkpoint, identity, pipeline, storage
 from rayferry.job.checkpoint import Record
 from rayferry.job.earlier import Earlier
 from rayferry.job.layout import Layout
@@ -65,7 +65,7 @@ def write_earlier(spec, rows_per_file, rows_per_part):
         ]
         list(threads.map(lambda at: storage.write_bytes(f"{root}{at:03d}.txt", texts[at]), range(NUM_FILES)))
         layout, found = Layout(spec.output.uri), look(spec)
-        checkpoint.begin(layout, "run-1", None, checkpoint.asked(manifest.settings(spec), found.files))
+        checkpoint.begin(layout, "run-1", None, identity.asked(identity.settings(spec), found.files))
         scheme = "s3://" if root.startswith("s3://") else ""
         checkpoint.save_files(layout, "run-1", {file.path: rows_per_file for file in found.files})
         records = []

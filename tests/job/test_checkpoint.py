@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from rayferry.job import checkpoint, storage
+from rayferry.job import checkpoint, identity, storage
 from rayferry.job.checkpoint import Record
 from rayferry.job.errors import JobError
 from rayferry.job.layout import Layout
@@ -23,7 +23,7 @@ def attempt(layout):
 
     def begin(submission_id, settings=SETTINGS, files=FILES, *, resume=False, new_files=False, overwrite=False):
         before = checkpoint.check_output(layout, resume=resume, overwrite=overwrite)
-        asked = checkpoint.asked(settings, files)
+        asked = identity.asked(settings, files)
         return checkpoint.begin(layout, submission_id, before, asked, new_files=new_files)
 
     return begin

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from rayferry.job import checkpoint, manifest
+from rayferry.job import identity, manifest
 from rayferry.job.errors import JobError
 from rayferry.job.progress import Snapshot
 from rayferry.job.sink import Part
@@ -26,7 +26,7 @@ def build(make_spec):
         now = now or Snapshot(rows_read=6, load_s=[2.0004], ready_at=1e9 + 2, vllm="0.32.0")
         return manifest.build(
             spec or make_spec(),
-            asked=checkpoint.asked({}, FILES),
+            asked=identity.asked({}, FILES),
             parts=parts,
             attempts=["run-1"],
             now=now,
@@ -123,7 +123,7 @@ def test_a_run_of_no_rows_has_a_manifest(build):
 
 
 def fingerprint(spec, files):
-    return manifest.fingerprint(checkpoint.asked(manifest.settings(spec), files))
+    return identity.fingerprint(identity.asked(identity.settings(spec), files))
 
 
 def test_a_fingerprint_is_a_sha256(make_spec):

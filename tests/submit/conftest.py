@@ -17,6 +17,7 @@ import boto3
 import pytest
 import yaml
 
+from rayferry.job.earlier import NOTHING_EARLIER
 from rayferry.job.layout import Layout
 from rayferry.job.placement import Node
 from rayferry.job.spec import parse
@@ -253,6 +254,7 @@ class RayApi:
         statuses: what a job goes through, one a question; the last repeats.
         requests: (method, path) of all that came in.
         on_start: called with the id of each job that starts.
+        jobs: by id: what was `sent`, and a `status` of its own if it has one.
     """
 
     url: str = ""
@@ -311,6 +313,8 @@ class RayApi:
             return 200, self._details(name)
         if rest == "logs":
             return 200, {"logs": self.log}
+        if rest == "stop" and "status" in self.jobs[name]:
+            self.jobs[name]["status"] = "STOPPED"
         if rest == "stop":
             self.statuses[:] = ["STOPPED"]
             return 200, {"stopped": True}
@@ -338,7 +342,7 @@ class RayApi:
             "submission_id": name,
             "job_id": None,
             "driver_info": None,
-            "status": self.statuses[0],
+            "status": self.jobs[name].get("status", self.statuses[0]),
             "entrypoint": sent["entrypoint"],
             "message": self.message or f"it is {self.statuses[0]}",
             "error_type": self.error_type,
@@ -453,11 +457,11 @@ def asked():
 def probe(job_data):
     """Runs all checks on a changed job and gives one probe."""
 
-    def run(name, *, cluster=None, address=None, package=None, **changes):
+    def run(name, *, cluster=None, address=None, package=None, earlier=NOTHING_EARLIER, **changes):
         spec = parse(job_data | changes, "job.yaml")
         place = address or Address("http://127.0.0.1:8265", "test")
         package = package or build_request(spec, place.url, "job-1").package
-        probes = preflight(spec, place, lambda: cluster or Asked(), package)
+        probes = preflight(spec, place, lambda: cluster or Asked(), package, (), earlier)
         return next(probe for probe in probes if probe.name == name)
 
     return run

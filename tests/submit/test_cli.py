@@ -405,6 +405,73 @@ def test_stop_of_a_job_that_goes_on_is_exit_code_1(rayferry, sent):
     assert (result.exit_code, "is still RUNNING" in result.stderr) == (1, True)
 
 
+@pytest.fixture
+def followed(sent):
+    """A cluster whose job-1 failed and was followed by job-1-a2, which runs."""
+    first = sent.jobs["job-1"]
+    sent.jobs["job-1-a2"] = {**first, "sent": {**first["sent"], "submission_id": "job-1-a2"}, "status": "RUNNING"}
+    first["status"] = "FAILED"
+    return sent
+
+
+TOLD = "job-1 was followed by job-1-a2"
+
+
+def test_the_state_of_a_run_is_its_last_attempts(rayferry, followed):
+    result = rayferry("status", "job-1", "--address", followed.url)
+    assert (result.stdout, result.stderr.splitlines()[0]) == ("RUNNING\n", TOLD)
+
+
+def test_stop_stops_the_last_attempt(rayferry, followed):
+    result = rayferry("stop", "job-1", "--address", followed.url)
+    assert (result.exit_code, result.stdout, TOLD in result.stderr) == (0, "STOPPED\n", True)
+    assert [name for name, job in followed.jobs.items() if job["status"] == "STOPPED"] == ["job-1-a2"]
+
+
+def test_stop_of_an_attempt_that_failed_already_says_that_it_may_be_tried_again(rayferry, sent):
+    sent.statuses = ["FAILED"]
+    result = rayferry("stop", "job-1", "--address", sent.url)
+    assert (result.stdout, "job-1 was over already; a submit that still runs" in result.stderr) == ("FAILED\n", True)
+
+
+def test_following_a_run_follows_its_last_attempt(rayferry, followed):
+    followed.jobs["job-1-a2"]["status"] = "STOPPED"
+    result = rayferry("logs", "-f", "job-1", "--address", followed.url)
+    assert (result.exit_code, TOLD in result.stderr, "job-1-a2 was stopped" in result.stderr) == (4, True, True)
+
+
+def test_the_log_of_an_attempt_is_its_own(rayferry, followed):
+    result = rayferry("logs", "job-1", "--address", followed.url)
+    assert (result.exit_code, TOLD in result.stderr) == (0, True)
+    assert followed.num("GET", "/api/jobs/job-1/logs") == 1
+
+
+def test_the_log_of_an_attempt_that_is_forgotten_is_the_last_ones(rayferry, followed):
+    del followed.jobs["job-1"]
+    result = rayferry("logs", "job-1", "--address", followed.url)
+    assert (result.exit_code, TOLD in result.stderr) == (0, True)
+    assert followed.num("GET", "/api/jobs/job-1-a2/logs") == 1
+
+
+def test_the_result_of_a_run_is_its_last_attempts(rayferry, followed, job_data, write_manifest):
+    followed.jobs["job-1-a2"]["status"] = "SUCCEEDED"
+    uri = job_data["output"]["uri"] + "/"
+    write_manifest(uri, "job-1-a2")
+    result = rayferry("result", "job-1", "--address", followed.url)
+    assert (result.exit_code, result.stdout) == (0, f"{uri}\n")
+
+
+def test_a_run_whose_last_attempt_runs_is_not_resumed(rayferry, followed):
+    result = rayferry("resume", "job-1", "--address", followed.url)
+    assert (result.exit_code, "job-1-a2 is RUNNING: nothing is to be resumed" in result.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("command", ["submit", "check"])
+def test_a_job_file_elsewhere_is_refused(rayferry, command):
+    result = rayferry(command, "s3://bucket/job.yaml")
+    assert (result.exit_code, "'s3://bucket/job.yaml' is a URI" in result.stderr) == (2, True)
+
+
 def test_list_shows_our_jobs(rayferry, sent):
     jobs = json.loads(rayferry("list", "--address", sent.url, "--json").stdout)
     assert [job["submission_id"] for job in jobs] == ["job-1"]

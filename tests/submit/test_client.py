@@ -14,7 +14,7 @@ from rayferry.submit.client import Cluster, ClusterError, JobInfo, NoSuchJobErro
 from rayferry.submit.config import Address
 from rayferry.submit.follow import follow
 from rayferry.submit.local.ports import free_ports
-from rayferry.submit.request import build_request, new_submission_id
+from rayferry.submit.request import attempt_id, build_request, new_submission_id
 
 PACKAGES = "/api/packages/"
 JOBS = "/api/jobs/"
@@ -291,6 +291,47 @@ def test_a_strangers_job_of_the_same_id_is_not_taken_for_ours(ray_api, request_o
 def test_a_job_that_is_not_known_is_told_so(ray_api):
     with pytest.raises(NoSuchJobError, match=r"nope: .* knows no such job; see: rayferry list"):
         Cluster(ray_api.url).info("nope")
+
+
+@pytest.fixture
+def attempts(ray_api, request_of):
+    """Starts the attempts of one run, whose states these are; gives the cluster."""
+
+    def start(*statuses):
+        cluster = Cluster(ray_api.url)
+        for number, status in enumerate(statuses, 1):
+            sent = request_of(ray_api.url)
+            metadata = sent.metadata | {"rayferry_run": "job-1"}
+            cluster.submit(replace(sent, submission_id=attempt_id("job-1", number), metadata=metadata))
+            ray_api.jobs[attempt_id("job-1", number)]["status"] = status
+        return cluster
+
+    return start
+
+
+@pytest.mark.parametrize("asked", ["job-1", "job-1-a2", "job-1-a3"])
+def test_the_last_attempt_of_a_run_is_found_by_the_id_of_any(attempts, asked):
+    cluster = attempts("FAILED", "FAILED", "RUNNING")
+    assert cluster.last_attempt(asked).submission_id == "job-1-a3"
+
+
+def test_the_last_attempt_is_found_where_the_first_is_forgotten(attempts, ray_api):
+    cluster = attempts("FAILED", "RUNNING")
+    del ray_api.jobs["job-1"]
+    assert cluster.last_attempt("job-1").submission_id == "job-1-a2"
+
+
+@pytest.mark.parametrize("status", ["FAILED", "STOPPED", "RUNNING", "PENDING", "SUCCEEDED"])
+def test_an_attempt_that_none_followed_is_the_last(attempts, ray_api, request_of, status):
+    cluster = attempts(status)
+    other = replace(request_of(ray_api.url), submission_id="job-2", metadata={})
+    cluster.submit(other)
+    assert cluster.last_attempt("job-1").submission_id == "job-1"
+
+
+def test_a_run_that_is_not_known_has_no_last_attempt(attempts):
+    with pytest.raises(NoSuchJobError, match="nope"):
+        attempts("FAILED").last_attempt("nope")
 
 
 def test_a_job_comes_back_as_a_value(ray_api, request_of):

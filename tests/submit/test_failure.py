@@ -155,6 +155,11 @@ def test_the_whole_explanation_is_exactly_this():
     ]
 
 
+def test_what_is_tried_again_asks_nothing_of_the_user():
+    lines = explain(failed("JOB_SUPERVISOR_ACTOR_DIED", None), "", goes_on=True)
+    assert lines[0] == "  the cause is in the cluster, not in your job"
+
+
 def test_a_killed_driver_is_said_to_have_been_killed():
     assert "  the driver was killed (exit code 137), mostly for want of memory" in explain(failed(None, 137), "a\n")
 

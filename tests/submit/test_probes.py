@@ -1,11 +1,15 @@
 """Questions that checks ask: each says what it saw, or what to do."""
 
+import json
 import uuid
 
 import pytest
 from ray._private import ray_constants
 
+from rayferry.job import identity, storage
+from rayferry.job.earlier import Earlier
 from rayferry.job.placement import Node
+from rayferry.job.spec import parse
 from rayferry.runtime_env.staging import stage
 from rayferry.submit import probes as probes_module
 from rayferry.submit import s3
@@ -199,6 +203,54 @@ def test_a_path_to_an_output_on_this_machine_that_holds_something_is_refused(pro
     (tmp_path / "out" / name).mkdir(parents=True)
     found = probe("output", output={"uri": form.format(tmp_path)})
     assert (found.outcome, "is not empty" in found.text) == ("failed", True)
+
+
+@pytest.fixture
+def begun(probe, job_data):
+    """What the check of the output says of a changed job, after the job as it was began a run there."""
+
+    def run(uri, write, earlier, **changes):
+        data = job_data | {"output": {"uri": uri}}
+        state = {"schema_version": 1, "run": "r", "settings": identity.settings(parse(data, "job.yaml")), "files": []}
+        write(uri.rstrip("/") + "/_meta/run.json", json.dumps(state).encode())
+        found = probe("output", earlier=earlier, **({"output": {"uri": uri}} | changes))
+        return found.outcome, found.text
+
+    return run
+
+
+CHANGE = {"sampling": {"max_tokens": 77}}
+
+
+@pytest.mark.parametrize("earlier", [Earlier(resume=True), Earlier(retry_failed=True)], ids=["resume", "retry"])
+def test_a_run_that_was_begun_with_another_job_file_is_refused_with_the_difference(begun, tmp_path, earlier):
+    outcome, text = begun(str(tmp_path / "out"), storage.write_bytes, earlier, **CHANGE)
+    assert (outcome, "was begun with another job file" in text, "sampling" in text) == ("failed", True, True)
+    assert "-> 77" in text
+
+
+def test_so_is_one_on_s3(begun, bucket_uri):
+    outcome, text = begun(f"{bucket_uri}/out/", s3.write_bytes, Earlier(resume=True), **CHANGE)
+    assert (outcome, "-> 77" in text) == ("failed", True)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "changes"),
+    [
+        (Earlier(resume=True), {}),
+        (Earlier(resume=True), {"replicas": 2}),
+        (Earlier(overwrite=True), CHANGE),
+    ],
+    ids=["the same", "the same answers", "removed"],
+)
+def test_a_run_that_can_be_gone_on_with_or_is_to_be_removed_passes(begun, tmp_path, earlier, changes):
+    assert begun(str(tmp_path / "out"), storage.write_bytes, earlier, **changes)[0] == "ok"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}"], ids=str)
+def test_a_state_that_is_none_is_left_to_the_run(probe, tmp_path, content):
+    storage.write_bytes(str(tmp_path / "out/_meta/run.json"), content)
+    assert probe("output", earlier=Earlier(resume=True)).outcome == "ok"
 
 
 def test_the_check_makes_no_folder(probe, tmp_path):

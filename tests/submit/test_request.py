@@ -44,6 +44,7 @@ def test_a_request_is_exactly_this(spec):
         "metadata": {
             "rayferry_version": VERSION,
             "rayferry_name": "reviews",
+            "rayferry_run": "job-1",
             "rayferry_output_uri": "s3://bucket/out/reviews/",
         },
         "output_uri": "s3://bucket/out/reviews/",

@@ -98,12 +98,18 @@ def test_an_input_without_a_row_is_unknown(rows):
 
 def test_an_input_that_is_not_there_is_left_to_its_own_check(rows):
     outcome, text = rows({})
-    assert (outcome, text.partition(";")[0]) == ("unknown", "IN: its rows, as its files are not seen from here")
+    assert (outcome, text.partition(";")[0]) == (
+        "unknown",
+        "IN: its rows were not read, as its files could not be listed",
+    )
 
 
 def test_an_input_on_the_clusters_nodes_is_unknown(probe, tmp_path):
     found = probe("rows", address=Address("http://head:8265", "test"))
-    assert (found.outcome, "its rows, as its files are not seen from here" in found.text) == ("unknown", True)
+    assert (found.outcome, "its rows were not read, as its files could not be listed" in found.text) == (
+        "unknown",
+        True,
+    )
 
 
 @pytest.mark.parametrize(
