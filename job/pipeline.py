@@ -3,6 +3,7 @@
 import functools
 import inspect
 import json
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -41,6 +42,7 @@ _UNLIMITED_ANSWER_TOKENS = 1024  # taken for an answer without max_tokens
 _MAX_BLOCK_BYTES = 16 << 20
 _BLOCKS_WAITING_PER_REPLICA = 24
 _LEAST_WAITING_BYTES = 64 << 20
+_SHARE_EXPIRES_S = "30"
 
 
 def check_ray(version: str) -> None:
@@ -98,7 +100,8 @@ def _run(
     started_at = time.time()
     import ray
 
-    from rayferry.job import checkpoint, failed_rows, manifest, progress, sink, source  # they import Ray Data
+    _before_ray_data()
+    from rayferry.job import checkpoint, failed_rows, manifest, progress, sink, source  # they import it
     from rayferry.job.look import look
 
     layout = Layout(spec.output.uri)
@@ -280,6 +283,16 @@ def block_rows(spec: JobSpec, found: "Input") -> int:
 def _answer_tokens(spec: JobSpec) -> int:
     """The most tokens that are generated for one row."""
     return (spec.sampling.max_tokens or _UNLIMITED_ANSWER_TOKENS) * (spec.sampling.n or 1)
+
+
+def _before_ray_data() -> None:
+    """Sets what Ray Data reads when it is imported.
+
+    A killed attempt's share of the cluster is kept for it, by Ray Data, until it expires: three minutes in which the
+    next one has half of the nodes, too little to write what a busy engine answers. A living one renews it every 10 s.
+    Source: `AUTOSCALING_REQUEST_EXPIRE_TIME_S` in ray/data/_internal/cluster_autoscaler/ (Ray 2.60).
+    """
+    os.environ.setdefault("RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S", _SHARE_EXPIRES_S)
 
 
 def _set_up_ray_data(block_bytes: int, replicas: int) -> None:

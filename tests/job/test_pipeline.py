@@ -504,6 +504,25 @@ def test_a_block_is_as_large_as_rows_bytes_and_work_allow(make_spec, rows, row_b
     assert pipeline.block_rows(make_spec(**changes), found) == expected
 
 
+SHARE = """
+import sys
+import rayferry.job.__main__
+from rayferry.job import pipeline
+assert "ray.data" not in sys.modules
+pipeline._before_ray_data()
+from ray.data._internal import cluster_autoscaler as made
+print(made.RateBasedClusterAutoscaler.AUTOSCALING_REQUEST_EXPIRE_TIME_S)
+"""
+
+
+@pytest.mark.parametrize(
+    ("environ", "seconds"), [({}, "30"), ({"RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S": "7"}, "7")]
+)
+def test_a_killed_attempts_share_of_the_cluster_soon_expires(environ, seconds):
+    done = subprocess.run([sys.executable, "-c", SHARE], check=True, capture_output=True, env=os.environ | environ)
+    assert done.stdout.decode().split() == [seconds]
+
+
 def lines_of_words(name, count):
     return "".join(f"{name} {at}\n" for at in range(count)).encode()
 
