@@ -107,4 +107,5 @@ def test_rows_that_failed_are_tried_again_and_those_that_fail_again_stay_counted
     failed = [{part["uri"] for part in one["parts"] if "/errors/" in part["uri"]} for one in (before, after)]
     assert kept[0] == kept[1]
     assert not failed[0] & failed[1]
-    assert {uri for uri, _ in s3.list_keys("s3://rayferry/e2e/again/out/errors/", 9)} == failed[1]
+    there = {uri for uri, _ in s3.list_keys("s3://rayferry/e2e/again/out/errors/", 9)}
+    assert there - {"s3://rayferry/e2e/again/out/errors/"} == failed[1]  # Arrow leaves an empty object of that name
