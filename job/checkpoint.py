@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rayferry.job import identity, storage
+from rayferry.job.earlier import NOTHING_EARLIER, Earlier, is_attempt
 from rayferry.job.errors import JobError
 from rayferry.job.layout import Layout
 from rayferry.job.spans import Spans
@@ -87,13 +88,12 @@ class Done:
         return self.num_rows.get(file.path) == len(self.spans.get(file.path, ()))
 
 
-def check_output(layout: Layout, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any] | None:
+def check_output(layout: Layout, earlier: Earlier = NOTHING_EARLIER) -> dict[str, Any] | None:
     """Makes sure that the output is empty, or one to go on with; changes nothing.
 
     Args:
         layout: the run's places.
-        resume: a run that is there is to be gone on with.
-        overwrite: what an earlier run left is to be removed.
+        earlier: what becomes of what is there.
 
     Returns:
         What the run was asked that is to be gone on with, or None.
@@ -101,11 +101,15 @@ def check_output(layout: Layout, *, resume: bool = False, overwrite: bool = Fals
     Raises:
         JobError: the output holds something, and it was not said what should become of it.
     """
-    if overwrite:
+    before: dict[str, Any] | None = None
+    if earlier.run is not None or not earlier.overwrite:
+        before = _read_json(layout.run_uri)
+    if before is not None and earlier.run is not None and is_attempt(str(before.get("run")), earlier.run):
+        return before
+    if earlier.overwrite:
         return None
-    before: dict[str, Any] | None = _read_json(layout.run_uri)
-    if not resume or before is None:
-        _refuse_used(layout, before, is_resume=resume)
+    if not earlier.resume or before is None:
+        _refuse_used(layout, before, is_resume=earlier.resume)
         return None
     return before
 

@@ -1,9 +1,20 @@
 """What becomes of what an earlier attempt left in the output, as one value from the laptop to the run."""
 
 import argparse
+import re
 from dataclasses import dataclass
 
 from rayferry.job.errors import SpecError
+
+
+def attempt_id(run: str, number: int) -> str:
+    """The submission id of a run's first, second, … attempt."""
+    return run if number == 1 else f"{run[:120]}-a{number}"
+
+
+def is_attempt(submission_id: str, run: str) -> bool:
+    """True if that is the id of one of the run's attempts."""
+    return submission_id == run or re.fullmatch(re.escape(run[:120]) + r"-a\d+", submission_id) is not None
 
 
 @dataclass(frozen=True)
@@ -16,6 +27,8 @@ class Earlier:
         retry_failed: the rows in errors/ are tried again.
         overwrite: remove it.
         over: the attempts that are known to be over.
+        run: the run's first attempt, if this is a later one: what it or another one began is gone on with, whatever
+            else is said.
     """
 
     resume: bool = False
@@ -23,6 +36,7 @@ class Earlier:
     retry_failed: bool = False
     overwrite: bool = False
     over: tuple[str, ...] = ()
+    run: str | None = None
 
     def __post_init__(self) -> None:
         """Refuses what says two things.
@@ -43,7 +57,7 @@ class Earlier:
     @property
     def may_hold(self) -> bool:
         """True if the output need not be empty."""
-        return self.resume or self.overwrite
+        return self.resume or self.overwrite or self.run is not None
 
     @property
     def words(self) -> list[str]:
@@ -55,7 +69,8 @@ class Earlier:
             "--overwrite": self.overwrite,
         }
         over = [word for name in self.over for word in ("--over", name)]
-        return [*(flag for flag, is_set in flags.items() if is_set), *over]
+        run = ["--run", self.run] if self.run is not None else []
+        return [*(flag for flag, is_set in flags.items() if is_set), *over, *run]
 
     @staticmethod
     def add_to(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +78,7 @@ class Earlier:
         for flag in ("--resume", "--new-input", "--retry-failed", "--overwrite"):
             parser.add_argument(flag, action="store_true")
         parser.add_argument("--over", action="append", default=[])
+        parser.add_argument("--run")
 
     @classmethod
     def read(cls, options: argparse.Namespace) -> "Earlier":
@@ -73,6 +89,7 @@ class Earlier:
             retry_failed=options.retry_failed,
             overwrite=options.overwrite,
             over=tuple(options.over),
+            run=options.run,
         )
 
 

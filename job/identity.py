@@ -10,7 +10,7 @@ from rayferry.job import storage
 from rayferry.job.errors import JobError
 from rayferry.job.layout import Layout
 from rayferry.job.log import counted
-from rayferry.job.spec import JobSpec
+from rayferry.job.spec import JobSpec, parse
 
 _SHOWN, _SHOWN_CHARS = 5, 80
 # Keys of the job file that change what a row's answer is.
@@ -50,8 +50,12 @@ def require_same(spec: JobSpec, layout: Layout, run: bytes | None) -> None:
     Raises:
         JobError: it was begun with another job file.
     """
-    with suppress(ValueError, KeyError, TypeError):  # what is wrong with the file itself, the run says
-        refuse_other(layout, json.loads(run or b"")["settings"], settings(spec))
+    before: Any = None
+    with suppress(ValueError):  # what is wrong with the file itself, the run says
+        before = json.loads(run or b"")
+    if isinstance(before, dict) and before.get("schema_version") == 1 and isinstance(before.get("settings"), dict):
+        travelled = parse(json.loads(json.dumps(spec.to_json())), "the job file")
+        refuse_other(layout, before["settings"], settings(travelled))
 
 
 def refuse_other(layout: Layout, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -86,7 +86,7 @@ def run(
 
     check_ray(ray.__version__)
     layout = Layout(spec.output.uri)
-    with Lease(layout.lease_uri, submission_id, patient=earlier.resume, over=earlier.over):
+    with Lease(layout.lease_uri, submission_id, patient=earlier.resume or earlier.run is not None, over=earlier.over):
         return _run(spec, submission_id, predictor, accepted, earlier)
 
 
@@ -105,7 +105,7 @@ def _run(
     from rayferry.job.look import look
 
     layout = Layout(spec.output.uri)
-    before = checkpoint.check_output(layout, resume=earlier.resume, overwrite=earlier.overwrite)
+    before = checkpoint.check_output(layout, earlier)
     accepted(layout)
     found = look(spec)
     _tell(spec, found)

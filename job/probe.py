@@ -119,9 +119,9 @@ def _listing(spec: JobSpec) -> sample.Listing:
 
 def _output(spec: JobSpec, earlier: Earlier) -> str:
     layout = Layout(spec.output.uri)
-    before = checkpoint.check_output(layout, resume=earlier.resume, overwrite=earlier.overwrite)
-    if before is not None:
-        identity.refuse_other(layout, before["settings"], identity.settings(spec))
+    checkpoint.check_output(layout, earlier)
+    if earlier.resume:
+        identity.require_same(spec, layout, storage.read_bytes(layout.run_uri))
     held = "may hold an earlier attempt" if earlier.may_hold else "empty"
     if not layout.output_uri.startswith("s3://"):
         return f"{layout.output_uri}: {held}"

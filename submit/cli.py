@@ -20,6 +20,7 @@ from rayferry.submit.cli_shared import (
     job_file_argument,
     job_or_uri_argument,
     json_option,
+    last_attempt,
     seconds_of,
     skip_option,
     timeout_option,
@@ -135,7 +136,7 @@ def submit(
             report.datum(submission_id)
         return
     watch = launch.Watch(raw=raw, as_json=as_json, timeout_s=timeout_s)
-    sys.exit(retry.run(spec, place, submission_id, watch, cluster=cluster, skip=skip))
+    sys.exit(retry.run(spec, place, submission_id, watch, cluster=cluster, skip=skip, earlier=earlier))
 
 
 def _nowhere() -> str:
@@ -217,7 +218,7 @@ def resume(
     if "/" not in job_or_uri:
         from rayferry.submit.client import Cluster
 
-        job = Cluster(place).last_attempt(job_or_uri)
+        job = last_attempt(Cluster(place), job_or_uri)
         if not job.is_over:
             follow_it = place.command(f"logs -f {quote(job.submission_id)}")
             msg = f"{job.submission_id} is {job.status}: nothing is to be resumed; follow it: {follow_it}"
@@ -232,7 +233,7 @@ def resume(
     earlier = Earlier(resume=True, new_input=new_input, retry_failed=retry_failed, over=over)
     cluster, _ = launch.submit(spec, place, submission_id, skip, earlier)
     watch = launch.Watch(raw=raw, as_json=as_json, timeout_s=timeout_s)
-    sys.exit(retry.run(spec, place, submission_id, watch, cluster=cluster, skip=skip))
+    sys.exit(retry.run(spec, place, submission_id, watch, cluster=cluster, skip=skip, earlier=earlier))
 
 
 @main.command()

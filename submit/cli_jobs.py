@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from shlex import quote
 from typing import TYPE_CHECKING
 
@@ -16,13 +16,14 @@ from rayferry.submit.cli_shared import (
     job_id_argument,
     job_or_uri_argument,
     json_option,
+    last_attempt,
     seconds_of,
     seconds_to_wait,
     timeout_option,
 )
 
 if TYPE_CHECKING:
-    from rayferry.submit.client import Cluster, JobInfo
+    from rayferry.submit.client import Cluster
 
 
 @contextmanager
@@ -33,16 +34,6 @@ def _or_by_uri(command: str) -> Iterator[None]:
     except RayferryError as error:
         error.add_note(f"the output URI in place of the id needs no cluster: rayferry {command} URI")
         raise
-
-
-def _last_attempt(cluster: "Cluster", submission_id: str) -> "JobInfo":
-    """The last attempt of a run, told where its id is another than the one that was asked for."""
-    from rayferry.submit import report
-
-    info = cluster.last_attempt(submission_id)
-    if info.submission_id != submission_id:
-        report.note(f"{submission_id} was followed by {info.submission_id}")
-    return info
 
 
 @click.command()
@@ -59,7 +50,7 @@ def status(job_or_uri: str, address: Flags, as_json: bool) -> None:
         _status_by_uri(job_or_uri, address, as_json=as_json)
         return
     with _or_by_uri("status"):
-        info = _last_attempt(cluster_of(address), job_or_uri)
+        info = last_attempt(cluster_of(address), job_or_uri)
     if as_json:
         report.json_datum(asdict(info) | {"output_uri": info.output_uri})
         return
@@ -101,13 +92,14 @@ def logs(job_or_uri: str, address: Flags, following: bool, tail: int | None, raw
     else:
         with _or_by_uri("logs"):
             cluster = cluster_of(address)
-            last = _last_attempt(cluster, job_or_uri).submission_id
             if not following:
-                log = _own_log(cluster, job_or_uri, last)
+                log = _own_log(cluster, job_or_uri)
+            else:
+                job_or_uri = last_attempt(cluster, job_or_uri).submission_id
         if following:
             from rayferry.submit import launch
 
-            sys.exit(launch.wait(cluster, last, launch.Watch(raw=raw, timeout_s=timeout_s, tail=tail)))
+            sys.exit(launch.wait(cluster, job_or_uri, launch.Watch(raw=raw, timeout_s=timeout_s, tail=tail)))
     lines: list[str] = []
     show = lines.append if raw else our_lines(lines.append)
     for line in log.splitlines():
@@ -116,14 +108,20 @@ def logs(job_or_uri: str, address: Flags, following: bool, tail: int | None, raw
         report.datum(line)
 
 
-def _own_log(cluster: "Cluster", submission_id: str, last: str) -> str:
+def _own_log(cluster: "Cluster", submission_id: str) -> str:
     """The log of an attempt, or of the last one if the cluster has forgotten it."""
-    from rayferry.submit.transport import NoSuchJobError
+    from rayferry.submit import report
+    from rayferry.submit.transport import ClusterError, NoSuchJobError
 
     try:
-        return cluster.logs(submission_id)
+        log = cluster.logs(submission_id)
     except NoSuchJobError:
+        last = cluster.last_attempt(submission_id).submission_id
+        report.note(f"the cluster has forgotten {submission_id}; this is the log of {last}")
         return cluster.logs(last)
+    with suppress(ClusterError):
+        last_attempt(cluster, submission_id)
+    return log
 
 
 def _log_by_uri(uri: str, address: Flags, *, following: bool) -> str:
@@ -147,14 +145,15 @@ def _log_by_uri(uri: str, address: Flags, *, following: bool) -> str:
 )
 def stop(submission_id: str, address: Flags, timeout: str) -> None:
     """Stop a job and wait until it is over."""
-    from rayferry.submit import launch, report
+    from rayferry.submit import failure, launch, report, retry
 
     timeout_s = seconds_to_wait(timeout)
     cluster = cluster_of(address)
-    last = _last_attempt(cluster, submission_id)
-    report.datum(launch.stop(cluster, last.submission_id, timeout_s).status)
-    if last.status == "FAILED":
-        report.note(f"{last.submission_id} was over already; a submit that still runs may try it again: end that too")
+    ended = launch.stop(cluster, last_attempt(cluster, submission_id).submission_id, timeout_s)
+    report.datum(ended.status)
+    found = failure.sort(ended)
+    if found and found.name in retry.CLASSES:
+        report.note(f"{ended.submission_id} had failed by itself; a submit that still follows it may try again: end it")
 
 
 @click.command("list")
@@ -188,7 +187,7 @@ def result(job_or_uri: str, address: Flags, as_json: bool) -> None:
     info = None
     if "/" not in job_or_uri:
         with _or_by_uri("result"):
-            info = _last_attempt(cluster_of(address), job_or_uri)
+            info = last_attempt(cluster_of(address), job_or_uri)
         job_or_uri = info.submission_id
         if not info.is_over:
             msg = f"{job_or_uri} is {info.status}; wait for it: {address.command(f'logs -f {quote(job_or_uri)}')}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from rayferry.submit.client import Cluster
+    from rayferry.submit.client import Cluster, JobInfo
     from rayferry.submit.config import Address
 
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110: token
@@ -118,18 +118,16 @@ class _JobIdOrUri(_JobId):
         return str(value) if "/" in str(value) else super().convert(value, param, ctx)
 
 
-class _JobFile(click.ParamType):  # type: ignore[type-arg]
+class _JobFile(click.Path):
     """A path of this machine."""
 
-    name = "JOB"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if "://" in str(value):
             self.fail(f"{value!r} is a URI; the job file is one of this machine: fetch it first", param, ctx)
-        return Path(value)
+        return super().convert(value, param, ctx)
 
 
-job_file_argument = click.argument("job", type=_JobFile())
+job_file_argument = click.argument("job", type=_JobFile(path_type=Path))
 job_id_argument = click.argument("submission_id", type=_JobId())
 job_or_uri_argument = click.argument("job_or_uri", metavar="ID|URI", type=_JobIdOrUri())
 
@@ -261,6 +259,16 @@ def cluster_of(flags: Flags) -> "Cluster":
     from rayferry.submit.client import Cluster
 
     return Cluster(address)
+
+
+def last_attempt(cluster: "Cluster", submission_id: str) -> "JobInfo":
+    """The last attempt of a run, told where its id is another than the one that was asked for."""
+    from rayferry.submit import report
+
+    info = cluster.last_attempt(submission_id)
+    if info.submission_id != submission_id:
+        report.note(f"{submission_id} was followed by {info.submission_id}")
+    return info
 
 
 def seconds_of(timeout: str | None) -> float | None:

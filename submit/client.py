@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote
 
+from rayferry.job.earlier import is_attempt
 from rayferry.job.placement import Node, can_grow
 from rayferry.submit.config import Address
 from rayferry.submit.pauses import growing_pauses
@@ -192,13 +193,14 @@ class Cluster:
         try:
             info = self.info(submission_id)
         except NoSuchJobError:
-            later = [job for job in self.jobs() if job.run == submission_id]
-            if not later:
-                raise
-            return later[0]
-        if info.status != "FAILED":
-            return info
-        return next((job for job in self.jobs() if job.run == info.run), info)
+            for job in self.jobs():
+                if job.run != job.submission_id and is_attempt(submission_id, job.run):
+                    return job
+            raise
+        if info.status == "FAILED":
+            with suppress(ClusterError):  # then it is not known whether it was followed
+                return next((job for job in self.jobs() if job.run == info.run), info)
+        return info
 
     def jobs(self) -> list[JobInfo]:
         """All jobs that came in through the Jobs API, newest first."""

@@ -39,7 +39,6 @@ def submit(
     submission_id: str,
     skip: Collection[str] = (),
     earlier: Earlier = NOTHING_EARLIER,
-    run: str | None = None,
 ) -> tuple[Cluster, SubmitRequest]:
     """Checks and starts the job.
 
@@ -49,14 +48,13 @@ def submit(
         submission_id: the job's id.
         skip: names of checks to leave out.
         earlier: what becomes of an earlier attempt's output.
-        run: the first attempt's id, if this is a later one.
 
     Raises:
         RayferryError: a check failed, or the cluster refused; nothing runs.
     """
     if address.note:
         report.note(address.note)
-    request = build_request(spec, address.url, submission_id, earlier, run)
+    request = build_request(spec, address.url, submission_id, earlier)
     report.left_out(request.package)
     clusters: list[Cluster] = []
 

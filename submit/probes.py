@@ -176,7 +176,7 @@ def ask_output(spec: JobSpec, is_here: Callable[[], bool], earlier: Earlier = NO
     if found and not earlier.may_hold:
         raise _not_empty(layout, found[0][0])
     if earlier.resume:
-        with suppress(s3.NotThereError):
+        with suppress(s3.StorageError):  # who may not read it can still write, and the job compares too
             identity.require_same(spec, layout, s3.read_bytes(layout.run_uri))
     probe = f"{layout.meta_uri}.write-probe"
     s3.write_bytes(probe, b"")

@@ -62,23 +62,8 @@ def is_submission_id(text: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", text) is not None
 
 
-def attempt_id(run: str, number: int) -> str:
-    """The submission id of a run's first, second, … attempt."""
-    return run if number == 1 else f"{run[:120]}-a{number}"
-
-
-def build_request(
-    spec: JobSpec, address: str, submission_id: str, earlier: Earlier = NOTHING_EARLIER, run: str | None = None
-) -> SubmitRequest:
-    """Builds the request. Touches no network, and for the same arguments gives the same value.
-
-    Args:
-        spec: the job.
-        address: the Jobs API.
-        submission_id: the job's id.
-        earlier: what becomes of an earlier attempt's output.
-        run: the first attempt's id, if this is a later one.
-    """
+def build_request(spec: JobSpec, address: str, submission_id: str, earlier: Earlier = NOTHING_EARLIER) -> SubmitRequest:
+    """Builds the request. Touches no network, and for the same arguments gives the same value."""
     package: Package = stage(spec)
     layout = Layout(spec.output.uri)
     return SubmitRequest(
@@ -89,7 +74,7 @@ def build_request(
         metadata={
             METADATA_PREFIX + "version": VERSION,
             METADATA_PREFIX + "name": spec.name,
-            METADATA_PREFIX + "run": run or submission_id,
+            METADATA_PREFIX + "run": earlier.run or submission_id,
             METADATA_PREFIX + "output_uri": layout.output_uri,
         },
         output_uri=layout.output_uri,

@@ -3,8 +3,9 @@
 import shlex
 import time
 from collections.abc import Callable, Collection
+from dataclasses import replace
 
-from rayferry.job.earlier import Earlier
+from rayferry.job.earlier import NOTHING_EARLIER, Earlier, attempt_id
 from rayferry.job.layout import Layout
 from rayferry.job.spec import JobSpec
 from rayferry.submit import failure, launch, report
@@ -13,12 +14,11 @@ from rayferry.submit.config import Address
 from rayferry.submit.follow import LostContactError
 from rayferry.submit.pauses import growing_pauses
 from rayferry.submit.preflight import PROBE_JOB
-from rayferry.submit.request import attempt_id
 from rayferry.submit.signals import EXIT_INTERRUPTED, if_interrupted
 from rayferry.submit.transport import ClusterError, NoSuchJobError
 
 _FIRST_PAUSE_S = 10.0
-_CLASSES = {"cluster", "capacity"}
+CLASSES = {"cluster", "capacity"}  # of failures, that are tried again
 
 
 def run(  # noqa: PLR0913  # all that the command line says
@@ -29,6 +29,7 @@ def run(  # noqa: PLR0913  # all that the command line says
     *,
     cluster: Cluster,
     skip: Collection[str] = (),
+    earlier: Earlier = NOTHING_EARLIER,
     sleep: Callable[[float], None] = time.sleep,
 ) -> int:
     """Follows a run that was submitted to its end, over as many attempts as the job file allows.
@@ -43,6 +44,7 @@ def run(  # noqa: PLR0913  # all that the command line says
         watch: how it is followed.
         cluster: the client.
         skip: names of checks to leave out of later attempts.
+        earlier: what became of an earlier run's output; a later attempt does it if none before began.
         sleep: waits so many seconds.
 
     Returns:
@@ -68,7 +70,7 @@ def run(  # noqa: PLR0913  # all that the command line says
             if info is None:
                 return EXIT_INTERRUPTED
             sort = failure.sort(info)
-            if is_last or sort is None or sort.name not in _CLASSES:
+            if is_last or sort is None or sort.name not in CLASSES:
                 return launch.conclude(cluster, info, as_json=watch.as_json)
             launch.explain(cluster, info, goes_on=True)
             over = (name,)
@@ -81,8 +83,8 @@ def run(  # noqa: PLR0913  # all that the command line says
                 report.note(f"attempt {number} of {spec.retry.max_attempts} in {pause:.0f} s: {following}")
                 sleep(pause)
             left_out = {*skip, PROBE_JOB}  # the first one was told
-            earlier = Earlier(resume=True, over=over)
-            cluster, _ = launch.submit(spec, address, following, left_out, earlier, submission_id)
+            following_up = replace(earlier, run=submission_id, over=(*earlier.over, *over))
+            cluster, _ = launch.submit(spec, address, following, left_out, following_up)
 
 
 def _has_forgotten(address: Address, name: str) -> bool:

@@ -4,6 +4,7 @@ import pytest
 
 from rayferry.job import checkpoint, identity, storage
 from rayferry.job.checkpoint import Record
+from rayferry.job.earlier import Earlier
 from rayferry.job.errors import JobError
 from rayferry.job.layout import Layout
 from rayferry.job.storage import File
@@ -21,8 +22,8 @@ def layout(tmp_path):
 def attempt(layout):
     """Begins an attempt as the pipeline does; gives what is done."""
 
-    def begin(submission_id, settings=SETTINGS, files=FILES, *, resume=False, new_files=False, overwrite=False):
-        before = checkpoint.check_output(layout, resume=resume, overwrite=overwrite)
+    def begin(submission_id, settings=SETTINGS, files=FILES, *, new_files=False, **earlier):
+        before = checkpoint.check_output(layout, Earlier(**earlier))
         asked = identity.asked(settings, files)
         return checkpoint.begin(layout, submission_id, before, asked, new_files=new_files)
 
@@ -210,3 +211,21 @@ def test_a_run_that_answered_a_row_twice_gets_no_manifest():
 def test_a_record_without_content_is_none(tmp_path):
     (tmp_path / "r.json").touch()
     assert checkpoint.Record.read(str(tmp_path / "r.json")) is None
+
+
+@pytest.mark.parametrize("told", [{}, {"overwrite": True}, {"resume": True, "new_input": True}], ids=str)
+@pytest.mark.parametrize("begun_by", ["run", "run-a2"])
+def test_a_later_attempt_goes_on_with_what_its_run_began(attempt, layout, told, begun_by):
+    attempt(begun_by)
+    write_part(layout, begun_by, 0, {"b/a": [[0, 1]]})
+    assert attempt("run-a3", run="run", **told).attempts == [begun_by, "run-a3"]
+
+
+@pytest.mark.parametrize("other", ["other", "run-a", "run-2", "xrun", "run-a2b"])
+def test_a_later_attempt_does_what_the_first_was_told_where_none_began(attempt, layout, other):
+    attempt(other)
+    write_part(layout, other, 0, {"b/a": [[0, 1]]})
+    with pytest.raises(JobError, match=f"holds an unfinished run \\({other}\\)"):
+        attempt("run-a2", run="run")
+    assert attempt("run-a2", run="run", resume=True).attempts == [other, "run-a2"]
+    assert attempt("run-a3", SETTINGS | {"model": "other"}, run="run3", overwrite=True).attempts == ["run-a3"]

@@ -96,6 +96,14 @@ def test_an_output_that_holds_something_of_somebody_is_refused_unless_it_may_go(
     assert seen(earlier=earlier)["output"][0] == outcome
 
 
+def test_a_run_that_was_begun_with_another_job_file_is_refused(seen, place):
+    state = {"schema_version": 1, "run": "r", "settings": {"model": "another"}, "files": []}
+    storage.write_bytes(f"{place}/out/_meta/run.json", json.dumps(state).encode())
+    outcome, text = seen(earlier=Earlier(resume=True))["output"]
+    assert (outcome, "was begun with another job file" in text) == ("failed", True)
+    assert seen(earlier=Earlier(overwrite=True))["output"][0] == "ok"
+
+
 def test_an_output_that_cannot_be_written_is_refused(seen, monkeypatch):
     def refused(uri, content):
         raise OSError("AWS Error ACCESS_DENIED")

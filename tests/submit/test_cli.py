@@ -11,7 +11,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from rayferry.job import VERSION
+from rayferry.job import VERSION, storage
 from rayferry.submit.cli import main
 from rayferry.submit.cli_shared import CHECKS
 from rayferry.submit.client import JobInfo
@@ -428,10 +428,13 @@ def test_stop_stops_the_last_attempt(rayferry, followed):
     assert [name for name, job in followed.jobs.items() if job["status"] == "STOPPED"] == ["job-1-a2"]
 
 
-def test_stop_of_an_attempt_that_failed_already_says_that_it_may_be_tried_again(rayferry, sent):
-    sent.statuses = ["FAILED"]
+@pytest.mark.parametrize(
+    ("why", "may"), [("JOB_SUPERVISOR_ACTOR_DIED", True), ("RUNTIME_ENV_SETUP_FAILURE", False)], ids=str
+)
+def test_stop_of_an_attempt_that_failed_by_itself_says_if_it_may_be_tried_again(rayferry, sent, why, may):
+    sent.statuses, sent.error_type = ["FAILED"], why
     result = rayferry("stop", "job-1", "--address", sent.url)
-    assert (result.stdout, "job-1 was over already; a submit that still runs" in result.stderr) == ("FAILED\n", True)
+    assert (result.stdout, "a submit that still follows it may try again" in result.stderr) == ("FAILED\n", may)
 
 
 def test_following_a_run_follows_its_last_attempt(rayferry, followed):
@@ -449,7 +452,7 @@ def test_the_log_of_an_attempt_is_its_own(rayferry, followed):
 def test_the_log_of_an_attempt_that_is_forgotten_is_the_last_ones(rayferry, followed):
     del followed.jobs["job-1"]
     result = rayferry("logs", "job-1", "--address", followed.url)
-    assert (result.exit_code, TOLD in result.stderr) == (0, True)
+    assert (result.exit_code, "this is the log of job-1-a2" in result.stderr) == (0, True)
     assert followed.num("GET", "/api/jobs/job-1-a2/logs") == 1
 
 
@@ -464,6 +467,16 @@ def test_the_result_of_a_run_is_its_last_attempts(rayferry, followed, job_data, 
 def test_a_run_whose_last_attempt_runs_is_not_resumed(rayferry, followed):
     result = rayferry("resume", "job-1", "--address", followed.url)
     assert (result.exit_code, "job-1-a2 is RUNNING: nothing is to be resumed" in result.stderr) == (1, True)
+
+
+def test_a_run_whose_attempts_all_failed_is_resumed_after_the_last(rayferry, followed, job_data):
+    followed.jobs["job-1-a2"]["status"] = "FAILED"
+    storage.write_bytes(
+        f"{job_data['output']['uri']}/_meta/spec.json", json.dumps(job_data | {"schema_version": 1}).encode()
+    )
+    rayferry("resume", "job-1", "--address", followed.url)
+    sent = next(job["sent"] for name, job in followed.jobs.items() if not name.startswith("job-1"))
+    assert sent["entrypoint"].endswith(" --resume --over job-1-a2")
 
 
 @pytest.mark.parametrize("command", ["submit", "check"])

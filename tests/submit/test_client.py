@@ -8,13 +8,14 @@ from types import SimpleNamespace
 import pytest
 from ray.job_submission import JobErrorType
 
+from rayferry.job.earlier import Earlier, attempt_id
 from rayferry.job.spec import parse
 from rayferry.submit import client
 from rayferry.submit.client import Cluster, ClusterError, JobInfo, NoSuchJobError, NotKnownError, UnreachableError
 from rayferry.submit.config import Address
 from rayferry.submit.follow import follow
 from rayferry.submit.local.ports import free_ports
-from rayferry.submit.request import attempt_id, build_request, new_submission_id
+from rayferry.submit.request import build_request, new_submission_id
 
 PACKAGES = "/api/packages/"
 JOBS = "/api/jobs/"
@@ -315,10 +316,26 @@ def test_the_last_attempt_of_a_run_is_found_by_the_id_of_any(attempts, asked):
     assert cluster.last_attempt(asked).submission_id == "job-1-a3"
 
 
-def test_the_last_attempt_is_found_where_the_first_is_forgotten(attempts, ray_api):
+@pytest.mark.parametrize("asked", ["job-1", "job-1-a2"])
+def test_the_last_attempt_is_found_where_the_one_asked_for_is_forgotten(attempts, ray_api, asked):
+    cluster = attempts("FAILED", "FAILED", "RUNNING")
+    del ray_api.jobs[asked]
+    assert cluster.last_attempt(asked).submission_id == "job-1-a3"
+
+
+def test_where_the_cluster_does_not_list_its_jobs_an_attempt_is_told_by_itself(attempts, monkeypatch):
+    def refused():
+        raise ClusterError("no")
+
     cluster = attempts("FAILED", "RUNNING")
-    del ray_api.jobs["job-1"]
-    assert cluster.last_attempt("job-1").submission_id == "job-1-a2"
+    monkeypatch.setattr(cluster, "jobs", refused)
+    assert cluster.last_attempt("job-1").submission_id == "job-1"
+
+
+def test_a_later_attempt_says_of_which_run_it_is(job_data):
+    spec = parse(job_data, "job.yaml")
+    metadata = build_request(spec, "http://head:8265", "job-1-a2", Earlier(run="job-1")).metadata
+    assert metadata["rayferry_run"] == "job-1"
 
 
 @pytest.mark.parametrize("status", ["FAILED", "STOPPED", "RUNNING", "PENDING", "SUCCEEDED"])

@@ -1,7 +1,9 @@
 """Questions that checks ask: each says what it saw, or what to do."""
 
+import datetime as dt
 import json
 import uuid
+from types import MappingProxyType
 
 import pytest
 from ray._private import ray_constants
@@ -209,9 +211,10 @@ def test_a_path_to_an_output_on_this_machine_that_holds_something_is_refused(pro
 def begun(probe, job_data):
     """What the check of the output says of a changed job, after the job as it was began a run there."""
 
-    def run(uri, write, earlier, **changes):
-        data = job_data | {"output": {"uri": uri}}
-        state = {"schema_version": 1, "run": "r", "settings": identity.settings(parse(data, "job.yaml")), "files": []}
+    def run(uri, write, earlier, told=MappingProxyType({}), **changes):
+        travelled = json.loads(json.dumps(parse(job_data | {"output": {"uri": uri}} | told, "job.yaml").to_json()))
+        settings = identity.settings(parse(travelled, "spec.json"))
+        state = {"schema_version": 1, "run": "r", "settings": settings, "files": []}
         write(uri.rstrip("/") + "/_meta/run.json", json.dumps(state).encode())
         found = probe("output", earlier=earlier, **({"output": {"uri": uri}} | changes))
         return found.outcome, found.text
@@ -247,7 +250,24 @@ def test_a_run_that_can_be_gone_on_with_or_is_to_be_removed_passes(begun, tmp_pa
     assert begun(str(tmp_path / "out"), storage.write_bytes, earlier, **changes)[0] == "ok"
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}"], ids=str)
+def test_values_that_change_as_they_travel_are_no_change(begun, tmp_path):
+    engine = {"engine": {"foo": float("inf"), "some": {"day": dt.date(2026, 1, 2)}}}
+    uri = str(tmp_path / "out")
+    assert begun(uri, storage.write_bytes, Earlier(resume=True), told=engine, **engine)[0] == "ok"
+
+
+def test_a_state_that_may_not_be_read_is_left_to_the_run(begun, bucket_uri, monkeypatch):
+    def refused(uri):
+        raise s3.StorageError(uri)
+
+    monkeypatch.setattr(s3, "read_bytes", refused)
+    assert begun(f"{bucket_uri}/out/", s3.write_bytes, Earlier(resume=True), **CHANGE)[0] == "ok"
+
+
+STATES = [b"", b"{", b"[]", b"{}", b'{"schema_version": 2, "settings": {}}', b'{"schema_version": 1, "settings": []}']
+
+
+@pytest.mark.parametrize("content", STATES, ids=str)
 def test_a_state_that_is_none_is_left_to_the_run(probe, tmp_path, content):
     storage.write_bytes(str(tmp_path / "out/_meta/run.json"), content)
     assert probe("output", earlier=Earlier(resume=True)).outcome == "ok"

@@ -2,14 +2,13 @@
 
 import pytest
 
-from rayferry.job.earlier import Earlier
+from rayferry.job.earlier import Earlier, attempt_id
 from rayferry.job.spec import parse
 from rayferry.submit import launch, retry
 from rayferry.submit.client import JobInfo
 from rayferry.submit.config import Address
 from rayferry.submit.follow import LostContactError
 from rayferry.submit.preflight import PROBE_JOB
-from rayferry.submit.request import attempt_id
 from rayferry.submit.transport import NoSuchJobError, UnreachableError
 
 PLACE = Address("http://127.0.0.1:1", "test")
@@ -41,10 +40,13 @@ class Script:
             raise step
         return step and ended(name, **step)
 
-    def submit(self, _spec, _address, name, skip, earlier, run):
-        assert (PROBE_JOB in skip, run) == (True, "run")
+    def submit(self, _spec, _address, name, skip, earlier):
+        assert (PROBE_JOB in skip, earlier.run) == (True, "run")
         self.sent.append((name, earlier))
         return None, None
+
+    def explain(self, _cluster, _info, *, goes_on):
+        assert goes_on
 
     def conclude(self, _cluster, info, *, as_json):
         self.concluded.append(info.submission_id)
@@ -65,14 +67,14 @@ class Script:
 def follow(monkeypatch, job_data):
     """Follows a run whose attempts end as scripted; gives exit code, submissions and what was concluded."""
 
-    def run(*steps, max_attempts=3, known=GONE):
+    def run(*steps, max_attempts=3, known=GONE, **told):
         script, pauses = Script(steps, known), []
         for name in ("to_its_end", "submit", "conclude"):
             monkeypatch.setattr(launch, name, getattr(script, name))
-        monkeypatch.setattr(launch, "explain", lambda *_, goes_on: goes_on)
+        monkeypatch.setattr(launch, "explain", script.explain)
         monkeypatch.setattr(retry, "Cluster", script.connect)
         spec = parse(job_data | {"retry": {"max_attempts": max_attempts}}, "job.yaml")
-        code = retry.run(spec, PLACE, "run", launch.Watch(), cluster=None, sleep=pauses.append)
+        code = retry.run(spec, PLACE, "run", launch.Watch(), cluster=None, sleep=pauses.append, **told)
         assert len(pauses) == len(script.sent)
         return code, script.sent, script.concluded
 
@@ -85,7 +87,13 @@ def test_a_run_that_ends_well_is_one_attempt(follow):
 
 @pytest.mark.parametrize("failure", [DIED, NO_ROOM, {"exit_code": 137}], ids=str)
 def test_what_the_cluster_spoilt_is_gone_on_with(follow, failure):
-    assert follow(failure, GOOD) == (0, [("run-a2", Earlier(resume=True, over=("run",)))], ["run-a2"])
+    assert follow(failure, GOOD) == (0, [("run-a2", Earlier(run="run", over=("run",)))], ["run-a2"])
+
+
+@pytest.mark.parametrize("told", [{"overwrite": True}, {"retry_failed": True}, {"resume": True, "new_input": True}])
+def test_a_later_attempt_is_told_what_the_first_was(follow, told):
+    (sent,) = follow(DIED, GOOD, earlier=Earlier(over=("before",), **told))[1]
+    assert sent == ("run-a2", Earlier(run="run", over=("before", "run"), **told))
 
 
 @pytest.mark.parametrize("failure", [OURS, {"error_type": "RUNTIME_ENV_SETUP_FAILURE"}, {"status": "STOPPED"}], ids=str)
@@ -103,7 +111,7 @@ def test_one_attempt_is_no_retry(follow):
 
 
 def test_a_job_that_a_restarted_cluster_has_forgotten_is_gone_on_with(follow):
-    assert follow(LostContactError("restarted"), GOOD)[1:] == ([("run-a2", Earlier(resume=True))], ["run-a2"])
+    assert follow(LostContactError("restarted"), GOOD)[1:] == ([("run-a2", Earlier(run="run"))], ["run-a2"])
 
 
 @pytest.mark.parametrize("known", [UnreachableError("down"), "RUNNING"], ids=str)
