@@ -204,7 +204,7 @@ def result(job_or_uri: str, address: Flags, as_json: bool) -> None:
         see = address.command(f"logs {quote(job_or_uri)}")
         msg = f"{job_or_uri} is {info.status}, and there is no result; see: {see}"
         raise RayferryError(msg) from error
-    if "/" not in job_or_uri and manifest["submission_id"] != job_or_uri:
+    if "/" not in job_or_uri and job_or_uri not in manifest["attempts"]:
         msg = f"{uri} holds the answers of {manifest['submission_id']}, not of {job_or_uri}"
         raise RayferryError(msg)
     report.note(report.summary(manifest))

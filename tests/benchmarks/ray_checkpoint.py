@@ -131,7 +131,7 @@ def memory(num_rows, root):
         pq.write_table(ids, root / "checkpoint" / f"{start:09d}.parquet")
     start = time.time()
     with Peak() as peak:
-        ray.init("local", include_dashboard=False, logging_level="ERROR")
+        ray.init("local", num_cpus=4, include_dashboard=False, logging_level="ERROR")
         run(root, 0)
     first = float((root / "first").read_text()) - start
     print(

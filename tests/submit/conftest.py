@@ -121,10 +121,11 @@ def job_file(tmp_path, job_data):
 def write_manifest():
     """Writes what a finished run leaves, under a folder."""
 
-    def write(output_uri, submission_id, *, succeeded=2, failed=0):
+    def write(output_uri, submission_id, *, earlier=(), succeeded=2, failed=0):
         manifest = {
             "schema_version": 1,
             "submission_id": submission_id,
+            "attempts": [*earlier, submission_id],
             "output_uri": output_uri,
             "counts": {"total": succeeded + failed, "succeeded": succeeded, "failed": failed},
             "tokens": {"input": 10, "generated": 20},

@@ -464,6 +464,14 @@ def test_the_result_of_a_run_is_its_last_attempts(rayferry, followed, job_data, 
     assert (result.exit_code, result.stdout) == (0, f"{uri}\n")
 
 
+def test_the_result_of_a_run_is_there_after_another_job_resumed_it(rayferry, sent, job_data, write_manifest):
+    sent.statuses = ["FAILED"]
+    uri = job_data["output"]["uri"] + "/"
+    write_manifest(uri, "resumed", earlier=["job-1"])
+    result = rayferry("result", "job-1", "--address", sent.url)
+    assert (result.exit_code, result.stdout) == (0, f"{uri}\n")
+
+
 def test_a_run_whose_last_attempt_runs_is_not_resumed(rayferry, followed):
     result = rayferry("resume", "job-1", "--address", followed.url)
     assert (result.exit_code, "job-1-a2 is RUNNING: nothing is to be resumed" in result.stderr) == (1, True)
