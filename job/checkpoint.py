@@ -10,11 +10,12 @@ import json
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rayferry.job import identity, storage
-from rayferry.job.earlier import NOTHING_EARLIER, Earlier, is_attempt
+from rayferry.job.earlier import NOTHING_EARLIER, Earlier
 from rayferry.job.errors import JobError
 from rayferry.job.layout import Layout
 from rayferry.job.spans import Spans
@@ -101,26 +102,32 @@ def check_output(layout: Layout, earlier: Earlier = NOTHING_EARLIER) -> dict[str
     Raises:
         JobError: the output holds something, and it was not said what should become of it.
     """
-    before: dict[str, Any] | None = None
-    if earlier.run is not None or not earlier.overwrite:
-        before = _read_json(layout.run_uri)
-    if before is not None and earlier.run is not None and is_attempt(str(before.get("run")), earlier.run):
+    before: dict[str, Any] | None = _begun_by(layout, earlier.run) if earlier.later else None
+    if before is not None or earlier.overwrite:
         return before
-    if earlier.overwrite:
-        return None
+    before = _read_json(layout.run_uri)
     if not earlier.resume or before is None:
         _refuse_used(layout, before, is_resume=earlier.resume)
         return None
     return before
 
 
-def begin(
+def _begun_by(layout: Layout, run: str | None) -> dict[str, Any] | None:
+    """What the run was asked that is there, if this very run began it."""
+    found = None
+    with suppress(JobError):  # it is none of ours
+        found = _read_json(layout.run_uri)
+    return found if isinstance(found, dict) and run is not None and found.get("token") == run else None
+
+
+def begin(  # each of them decides what stays
     layout: Layout,
     submission_id: str,
     before: Mapping[str, Any] | None,
     now: Mapping[str, Any],
     *,
     new_files: bool = False,
+    token: str | None = None,
 ) -> Done:
     """Makes the output this attempt's, and finds what is done.
 
@@ -130,6 +137,7 @@ def begin(
         before: what `check_output` gave; None: whatever is there is removed.
         now: what this attempt is asked, by `identity.asked`.
         new_files: files may have come since.
+        token: the run's name, by which its later attempts know it.
 
     Raises:
         JobError: the run was begun with another job file or input.
@@ -144,8 +152,8 @@ def begin(
         if done.manifest is not None:  # of a run that was over, and is no more
             storage.remove(layout.manifest_uri)
             done = replace(done, manifest=None)
-        run = submission_id if before is None else before["run"]
-        state = {"schema_version": SCHEMA_VERSION, "run": run, **now}
+        run, token = (submission_id, token) if before is None else (before["run"], before.get("token"))
+        state = {"schema_version": SCHEMA_VERSION, "run": run, "token": token, **now}
         storage.write_bytes(layout.run_uri, json.dumps(state).encode())
     attempt = {"schema_version": SCHEMA_VERSION, "submission_id": submission_id}
     storage.write_bytes(f"{layout.attempts_uri}{submission_id}.json", json.dumps(attempt).encode())
@@ -153,11 +161,12 @@ def begin(
 
 
 def _empty(layout: Layout) -> None:
-    """Removes what a run left, the manifest first and the state last: if it is cut short, it can be done again."""
+    """Removes what a run left: first what says that it is there, for nobody to go on with it if this is cut short."""
     there = {layout.output_uri + name for name in storage.children(layout.output_uri)}
     there |= {layout.meta_uri + name for name in storage.children(layout.meta_uri)}
     parts = (layout.data_uri, layout.errors_uri, layout.openai_uri)
-    for uri in (layout.manifest_uri, *parts, layout.checkpoint_uri, layout.attempts_uri, layout.run_uri):
+    told = (layout.manifest_uri, layout.run_uri, layout.spec_uri)
+    for uri in (*told, layout.checkpoint_uri, layout.attempts_uri, *parts):
         if uri.rstrip("/") in there:
             storage.remove(uri)
 

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import secrets
 from dataclasses import dataclass
 
 from rayferry.job.errors import SpecError
@@ -12,9 +13,15 @@ def attempt_id(run: str, number: int) -> str:
     return run if number == 1 else f"{run[:120]}-a{number}"
 
 
-def is_attempt(submission_id: str, run: str) -> bool:
-    """True if that is the id of one of the run's attempts."""
-    return submission_id == run or re.fullmatch(re.escape(run[:120]) + r"-a\d+", submission_id) is not None
+def attempt_number(submission_id: str, run: str) -> int | None:
+    """Which of a run's attempts has that id, by the id of the first one; None if none can have."""
+    found = re.fullmatch(re.escape(run[:120]) + r"-a(\d+)", submission_id)
+    return 1 if submission_id == run else int(found[1]) if found else None
+
+
+def new_run(submission_id: str) -> str:
+    """A name for a run that no other has, even of one whose first attempt had the same id."""
+    return f"{submission_id}/{secrets.token_hex(4)}"
 
 
 @dataclass(frozen=True)
@@ -27,8 +34,8 @@ class Earlier:
         retry_failed: the rows in errors/ are tried again.
         overwrite: remove it.
         over: the attempts that are known to be over.
-        run: the run's first attempt, if this is a later one: what it or another one began is gone on with, whatever
-            else is said.
+        run: the run's name, by `new_run`.
+        later: it is not the run's first attempt: what one of them began is gone on with, whatever else is said.
     """
 
     resume: bool = False
@@ -37,6 +44,7 @@ class Earlier:
     overwrite: bool = False
     over: tuple[str, ...] = ()
     run: str | None = None
+    later: bool = False
 
     def __post_init__(self) -> None:
         """Refuses what says two things.
@@ -57,7 +65,12 @@ class Earlier:
     @property
     def may_hold(self) -> bool:
         """True if the output need not be empty."""
-        return self.resume or self.overwrite or self.run is not None
+        return self.resume or self.overwrite or self.later
+
+    @property
+    def first(self) -> str | None:
+        """The submission id of the run's first attempt."""
+        return self.run.rpartition("/")[0] if self.run is not None else None
 
     @property
     def words(self) -> list[str]:
@@ -67,6 +80,7 @@ class Earlier:
             "--new-input": self.new_input,
             "--retry-failed": self.retry_failed,
             "--overwrite": self.overwrite,
+            "--later": self.later,
         }
         over = [word for name in self.over for word in ("--over", name)]
         run = ["--run", self.run] if self.run is not None else []
@@ -75,7 +89,7 @@ class Earlier:
     @staticmethod
     def add_to(parser: argparse.ArgumentParser) -> None:
         """Gives the entrypoint's parser these words."""
-        for flag in ("--resume", "--new-input", "--retry-failed", "--overwrite"):
+        for flag in ("--resume", "--new-input", "--retry-failed", "--overwrite", "--later"):
             parser.add_argument(flag, action="store_true")
         parser.add_argument("--over", action="append", default=[])
         parser.add_argument("--run")
@@ -90,6 +104,7 @@ class Earlier:
             overwrite=options.overwrite,
             over=tuple(options.over),
             run=options.run,
+            later=options.later,
         )
 
 

@@ -47,18 +47,25 @@ class _Store(Protocol):
 class Lease:
     """The right to write to an output, held inside a `with` block."""
 
-    def __init__(self, uri: str, submission_id: str, *, patient: bool = False, over: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        uri: str,
+        submission_id: str,
+        *,
+        patient_with: Callable[[str], bool] = lambda _holder: False,
+        over: Collection[str] = (),
+    ) -> None:
         """Prepares.
 
         Args:
             uri: the object.
             submission_id: who asks.
-            patient: wait until the lease of one that may be dead has expired, rather than refuse at once.
+            patient_with: for which holders to wait until their lease has expired, rather than refuse at once.
             over: jobs that are known to be over: whatever lease they left may be taken.
         """
         self._uri = uri
         self._submission_id = submission_id
-        self._patient = patient
+        self._patient_with = patient_with
         self._over = {submission_id, *over}
         self._tag: str | None = None
         self._ended = threading.Event()
@@ -113,7 +120,7 @@ class Lease:
                 if tag is not None:
                     return tag
                 continue
-            if not self._patient or time.monotonic() > until:
+            if not self._patient_with(holder) or time.monotonic() > until:
                 msg = (
                     f"{holder} is writing to this output (it said so {age_s:.0f} s ago); follow it: "
                     f"rayferry logs -f {holder}, or stop it; if it is dead, try again in {TTL_S:g} s"

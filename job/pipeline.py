@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rayferry.job import RAY_FLOOR, identity, storage
-from rayferry.job.earlier import NOTHING_EARLIER, Earlier
+from rayferry.job.earlier import NOTHING_EARLIER, Earlier, attempt_number
 from rayferry.job.errors import JobError, TooManyErrorsError
 from rayferry.job.layout import Layout
 from rayferry.job.lease import Lease
@@ -86,7 +86,12 @@ def run(
 
     check_ray(ray.__version__)
     layout = Layout(spec.output.uri)
-    with Lease(layout.lease_uri, submission_id, patient=earlier.resume or earlier.run is not None, over=earlier.over):
+
+    def may_be_dead(holder: str) -> bool:
+        is_ours = earlier.later and earlier.first is not None and attempt_number(holder, earlier.first) is not None
+        return earlier.resume or is_ours
+
+    with Lease(layout.lease_uri, submission_id, patient_with=may_be_dead, over=earlier.over):
         return _run(spec, submission_id, predictor, accepted, earlier)
 
 
@@ -116,7 +121,7 @@ def _run(
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own there
     placement = _place(spec)
     asked = identity.asked(identity.settings(spec), found.files)
-    done = checkpoint.begin(layout, submission_id, before, asked, new_files=earlier.new_input)
+    done = checkpoint.begin(layout, submission_id, before, asked, new_files=earlier.new_input, token=earlier.run)
     if earlier.retry_failed:
         done = failed_rows.forget(layout, submission_id, done)
     if done.manifest is not None:

@@ -124,9 +124,13 @@ def submit(
         report.json_datum(value.to_json())
         return
     place = address_of(address, spec.cluster.address)
+    from dataclasses import replace
+
+    from rayferry.job.earlier import new_run
     from rayferry.submit import launch, retry
 
     submission_id = submission_id or request.new_submission_id(spec.name)
+    earlier = replace(earlier, run=new_run(submission_id))
     cluster, sent = launch.submit(spec, place, submission_id, skip, earlier)
     if no_wait:
         report.note(f"follow it: {place.command(f'logs -f {submission_id}')}")
@@ -208,7 +212,7 @@ def resume(
 
     What is done stays. The job file is the one that lies with the output.
     """
-    from rayferry.job.earlier import Earlier
+    from rayferry.job.earlier import Earlier, new_run
     from rayferry.submit import collect, launch, request, retry
 
     timeout_s = seconds_of(timeout)
@@ -230,7 +234,8 @@ def resume(
         uri = found
     spec = collect.read_spec(uri, place.command)
     submission_id = request.new_submission_id(spec.name)
-    earlier = Earlier(resume=True, new_input=new_input, retry_failed=retry_failed, over=over)
+    run = new_run(submission_id)
+    earlier = Earlier(resume=True, new_input=new_input, retry_failed=retry_failed, over=over, run=run)
     cluster, _ = launch.submit(spec, place, submission_id, skip, earlier)
     watch = launch.Watch(raw=raw, as_json=as_json, timeout_s=timeout_s)
     sys.exit(retry.run(spec, place, submission_id, watch, cluster=cluster, skip=skip, earlier=earlier))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote
 
-from rayferry.job.earlier import is_attempt
+from rayferry.job.earlier import attempt_number
 from rayferry.job.placement import Node, can_grow
 from rayferry.submit.config import Address
 from rayferry.submit.pauses import growing_pauses
@@ -194,7 +194,8 @@ class Cluster:
             info = self.info(submission_id)
         except NoSuchJobError:
             for job in self.jobs():
-                if job.run != job.submission_id and is_attempt(submission_id, job.run):
+                asked, its = (attempt_number(name, job.run) for name in (submission_id, job.submission_id))
+                if asked is not None and its is not None and its > asked:
                     return job
             raise
         if info.status == "FAILED":

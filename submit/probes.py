@@ -165,7 +165,8 @@ def ask_output(spec: JobSpec, is_here: Callable[[], bool], earlier: Earlier = NO
             msg = f"{layout.output_uri}: a path on the cluster's nodes"
             raise UnseenError(msg)
         if earlier.resume:
-            identity.require_same(spec, layout, read_bytes(layout.run_uri))
+            with suppress(OSError):
+                identity.require_same(spec, layout, read_bytes(layout.run_uri))
         return f"{layout.output_uri}: may hold an earlier attempt" if earlier.may_hold else _output_here(layout)
     # A console makes an empty object of the folder's own name; a run that did not end well leaves its _meta/.
     found = [

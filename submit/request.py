@@ -74,7 +74,7 @@ def build_request(spec: JobSpec, address: str, submission_id: str, earlier: Earl
         metadata={
             METADATA_PREFIX + "version": VERSION,
             METADATA_PREFIX + "name": spec.name,
-            METADATA_PREFIX + "run": earlier.run or submission_id,
+            METADATA_PREFIX + "run": earlier.first or submission_id,
             METADATA_PREFIX + "output_uri": layout.output_uri,
         },
         output_uri=layout.output_uri,

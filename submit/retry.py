@@ -44,7 +44,7 @@ def run(  # noqa: PLR0913  # all that the command line says
         watch: how it is followed.
         cluster: the client.
         skip: names of checks to leave out of later attempts.
-        earlier: what became of an earlier run's output; a later attempt does it if none before began.
+        earlier: as the first attempt was sent; a later one does the same if none before began.
         sleep: waits so many seconds.
 
     Returns:
@@ -78,12 +78,14 @@ def run(  # noqa: PLR0913  # all that the command line says
         pause = next(breaks)
         following = attempt_id(submission_id, number)
         go_on = address.command(f"resume {shlex.quote(Layout(spec.output.uri).output_uri)}")
+        if earlier.overwrite:
+            go_on += "; if it had not begun to write, submit it again with --overwrite"
         with if_interrupted(f"go on with: {go_on}"):
             with if_interrupted(f"interrupted before {following} was submitted"):
                 report.note(f"attempt {number} of {spec.retry.max_attempts} in {pause:.0f} s: {following}")
                 sleep(pause)
             left_out = {*skip, PROBE_JOB}  # the first one was told
-            following_up = replace(earlier, run=submission_id, over=(*earlier.over, *over))
+            following_up = replace(earlier, later=True, over=(*earlier.over, *over))
             cluster, _ = launch.submit(spec, address, following, left_out, following_up)
 
 

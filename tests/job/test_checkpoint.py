@@ -1,4 +1,5 @@
 import json
+from contextlib import suppress
 
 import pytest
 
@@ -25,7 +26,7 @@ def attempt(layout):
     def begin(submission_id, settings=SETTINGS, files=FILES, *, new_files=False, **earlier):
         before = checkpoint.check_output(layout, Earlier(**earlier))
         asked = identity.asked(settings, files)
-        return checkpoint.begin(layout, submission_id, before, asked, new_files=new_files)
+        return checkpoint.begin(layout, submission_id, before, asked, new_files=new_files, token=earlier.get("run"))
 
     return begin
 
@@ -216,16 +217,46 @@ def test_a_record_without_content_is_none(tmp_path):
 @pytest.mark.parametrize("told", [{}, {"overwrite": True}, {"resume": True, "new_input": True}], ids=str)
 @pytest.mark.parametrize("begun_by", ["run", "run-a2"])
 def test_a_later_attempt_goes_on_with_what_its_run_began(attempt, layout, told, begun_by):
-    attempt(begun_by)
+    attempt(begun_by, run="run/1")
     write_part(layout, begun_by, 0, {"b/a": [[0, 1]]})
-    assert attempt("run-a3", run="run", **told).attempts == [begun_by, "run-a3"]
+    assert attempt("run-a3", run="run/1", later=True, **told).attempts == [begun_by, "run-a3"]
 
 
-@pytest.mark.parametrize("other", ["other", "run-a", "run-2", "xrun", "run-a2b"])
-def test_a_later_attempt_does_what_the_first_was_told_where_none_began(attempt, layout, other):
-    attempt(other)
-    write_part(layout, other, 0, {"b/a": [[0, 1]]})
-    with pytest.raises(JobError, match=f"holds an unfinished run \\({other}\\)"):
-        attempt("run-a2", run="run")
-    assert attempt("run-a2", run="run", resume=True).attempts == [other, "run-a2"]
-    assert attempt("run-a3", SETTINGS | {"model": "other"}, run="run3", overwrite=True).attempts == ["run-a3"]
+def test_a_later_attempt_does_what_the_first_was_told_where_none_began(attempt, layout):
+    attempt("run", run="run/yesterday")  # of the same id
+    write_part(layout, "run", 0, {"b/a": [[0, 1]]})
+    with pytest.raises(JobError, match=r"holds an unfinished run \(run\)"):
+        attempt("run-a2", run="run/1", later=True)
+    assert attempt("run-a2", run="run/1", later=True, resume=True).attempts == ["run", "run-a2"]
+    anew = attempt("run-a3", SETTINGS | {"model": "other"}, run="run/1", later=True, overwrite=True)
+    assert anew.attempts == ["run-a3"]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"token": null}'], ids=str)
+def test_a_later_attempt_overwrites_what_is_no_state(attempt, layout, content):
+    storage.write_bytes(layout.run_uri, content)
+    assert attempt("run-a2", run="run/1", later=True, overwrite=True).attempts == ["run-a2"]
+
+
+@pytest.mark.parametrize("num_removed", range(7))
+def test_what_a_cut_off_overwriting_leaves_is_no_run_to_go_on_with(attempt, layout, monkeypatch, num_removed):
+    attempt("old")
+    part = write_part(layout, "old", 0, {"b/a": [[0, 1]]})
+    storage.write_bytes(layout.spec_uri, b"{}")
+    storage.write_bytes(layout.manifest_uri, json.dumps({"parts": [{"uri": layout.data_uri + part}]}).encode())
+    removed, remove = [], storage.remove
+
+    def once(uri):
+        if len(removed) == num_removed:
+            raise KeyboardInterrupt
+        removed.append(uri)
+        remove(uri)
+
+    monkeypatch.setattr(storage, "remove", once)
+    with suppress(KeyboardInterrupt):
+        attempt("new", overwrite=True, run="new/1")
+    monkeypatch.setattr(storage, "remove", remove)
+    assert bool(num_removed) == (layout.manifest_uri in removed)
+    with suppress(JobError):  # refused: nothing is taken for done
+        done = attempt("again", resume=True)
+        assert len(done.records) == len(storage.children(layout.data_uri))

@@ -66,7 +66,7 @@ os._exit(1)
 def test_a_lease_whose_holder_died_expires(uri, hasty):
     subprocess.run([sys.executable, "-c", DIES, uri], check=False)
     start = time.monotonic()
-    with Lease(uri, "run-2", patient=True):
+    with Lease(uri, "run-2", patient_with=lambda holder: holder == "dead"):
         assert time.monotonic() - start < 30
 
 
@@ -79,7 +79,7 @@ def test_a_lease_of_one_that_is_over_is_taken_at_once(uri):
 
 def test_a_lease_that_is_renewed_does_not_expire(uri, hasty):
     with Lease(uri, "run-1"), pytest.raises(JobError, match="run-1 is writing"):
-        Lease(uri, "run-2", patient=True).__enter__()
+        Lease(uri, "run-2", patient_with=lambda _holder: True).__enter__()
 
 
 LOSES = """

@@ -254,8 +254,8 @@ def test_the_log_of_a_driver_out_of_time_is_copied_to_its_last_line(driver):
         Earlier(retry_failed=True),
         Earlier(retry_failed=True, new_input=True),
         Earlier(overwrite=True),
-        Earlier(overwrite=True, run="a b"),
-        Earlier(run="a", over=("a", "a-a2")),
+        Earlier(overwrite=True, run="a b/1"),
+        Earlier(run="a/1", later=True, over=("a", "a-a2")),
     ],
 )
 def test_what_becomes_of_an_earlier_run_arrives_as_it_was_sent(main, earlier):

@@ -483,8 +483,8 @@ def test_a_run_whose_attempts_all_failed_is_resumed_after_the_last(rayferry, fol
         f"{job_data['output']['uri']}/_meta/spec.json", json.dumps(job_data | {"schema_version": 1}).encode()
     )
     rayferry("resume", "job-1", "--address", followed.url)
-    sent = next(job["sent"] for name, job in followed.jobs.items() if not name.startswith("job-1"))
-    assert sent["entrypoint"].endswith(" --resume --over job-1-a2")
+    name, sent = next((name, job["sent"]) for name, job in followed.jobs.items() if not name.startswith("job-1"))
+    assert f" --resume --over job-1-a2 --run {name}/" in sent["entrypoint"]
 
 
 @pytest.mark.parametrize("command", ["submit", "check"])

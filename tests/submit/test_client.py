@@ -323,6 +323,12 @@ def test_the_last_attempt_is_found_where_the_one_asked_for_is_forgotten(attempts
     assert cluster.last_attempt(asked).submission_id == "job-1-a3"
 
 
+@pytest.mark.parametrize("asked", ["job-1-a4", "job", "job-1-a", "job-12"])
+def test_an_id_that_none_followed_is_not_known(attempts, asked):
+    with pytest.raises(NoSuchJobError):
+        attempts("FAILED", "FAILED", "RUNNING").last_attempt(asked)
+
+
 def test_where_the_cluster_does_not_list_its_jobs_an_attempt_is_told_by_itself(attempts, monkeypatch):
     def refused():
         raise ClusterError("no")
@@ -334,7 +340,7 @@ def test_where_the_cluster_does_not_list_its_jobs_an_attempt_is_told_by_itself(a
 
 def test_a_later_attempt_says_of_which_run_it_is(job_data):
     spec = parse(job_data, "job.yaml")
-    metadata = build_request(spec, "http://head:8265", "job-1-a2", Earlier(run="job-1")).metadata
+    metadata = build_request(spec, "http://head:8265", "job-1-a2", Earlier(run="job-1/1", later=True)).metadata
     assert metadata["rayferry_run"] == "job-1"
 
 

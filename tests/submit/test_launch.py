@@ -83,6 +83,12 @@ def test_the_manifest_of_another_job_is_not_taken_for_this_ones(finish, out, wri
     assert (code, datum, "holds the answers of job-0" in words) == (1, "", True)
 
 
+@pytest.mark.parametrize(("status", "driver", "code"), [("SUCCEEDED", 0, 0), ("FAILED", 1, 1)])
+def test_a_success_that_another_job_went_on_with_stays_one(finish, out, write_manifest, status, driver, code):
+    write_manifest(out, "later", earlier=["job-1"])
+    assert finish(status, driver)[:2] == (code, f"{out}\n" if code == 0 else "")
+
+
 def test_a_success_whose_store_cannot_be_read_from_here_still_gives_its_output_uri(finish):
     uri = "s3://bucket/out/"
     code, datum, words = finish("SUCCEEDED", 0, metadata={"rayferry_output_uri": uri})

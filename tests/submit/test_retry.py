@@ -25,6 +25,7 @@ GOOD = {"status": "SUCCEEDED", "exit_code": 0}
 
 
 GONE = NoSuchJobError("gone")
+FIRST = Earlier(run="run/1")
 
 
 class Script:
@@ -41,7 +42,7 @@ class Script:
         return step and ended(name, **step)
 
     def submit(self, _spec, _address, name, skip, earlier):
-        assert (PROBE_JOB in skip, earlier.run) == (True, "run")
+        assert (PROBE_JOB in skip, earlier.run) == (True, "run/1")
         self.sent.append((name, earlier))
         return None, None
 
@@ -67,14 +68,14 @@ class Script:
 def follow(monkeypatch, job_data):
     """Follows a run whose attempts end as scripted; gives exit code, submissions and what was concluded."""
 
-    def run(*steps, max_attempts=3, known=GONE, **told):
+    def run(*steps, max_attempts=3, known=GONE, earlier=FIRST):
         script, pauses = Script(steps, known), []
         for name in ("to_its_end", "submit", "conclude"):
             monkeypatch.setattr(launch, name, getattr(script, name))
         monkeypatch.setattr(launch, "explain", script.explain)
         monkeypatch.setattr(retry, "Cluster", script.connect)
         spec = parse(job_data | {"retry": {"max_attempts": max_attempts}}, "job.yaml")
-        code = retry.run(spec, PLACE, "run", launch.Watch(), cluster=None, sleep=pauses.append, **told)
+        code = retry.run(spec, PLACE, "run", launch.Watch(), cluster=None, sleep=pauses.append, earlier=earlier)
         assert len(pauses) == len(script.sent)
         return code, script.sent, script.concluded
 
@@ -87,13 +88,13 @@ def test_a_run_that_ends_well_is_one_attempt(follow):
 
 @pytest.mark.parametrize("failure", [DIED, NO_ROOM, {"exit_code": 137}], ids=str)
 def test_what_the_cluster_spoilt_is_gone_on_with(follow, failure):
-    assert follow(failure, GOOD) == (0, [("run-a2", Earlier(run="run", over=("run",)))], ["run-a2"])
+    assert follow(failure, GOOD) == (0, [("run-a2", Earlier(run="run/1", later=True, over=("run",)))], ["run-a2"])
 
 
 @pytest.mark.parametrize("told", [{"overwrite": True}, {"retry_failed": True}, {"resume": True, "new_input": True}])
 def test_a_later_attempt_is_told_what_the_first_was(follow, told):
-    (sent,) = follow(DIED, GOOD, earlier=Earlier(over=("before",), **told))[1]
-    assert sent == ("run-a2", Earlier(run="run", over=("before", "run"), **told))
+    (sent,) = follow(DIED, GOOD, earlier=Earlier(run="run/1", over=("before",), **told))[1]
+    assert sent == ("run-a2", Earlier(run="run/1", later=True, over=("before", "run"), **told))
 
 
 @pytest.mark.parametrize("failure", [OURS, {"error_type": "RUNTIME_ENV_SETUP_FAILURE"}, {"status": "STOPPED"}], ids=str)
@@ -111,7 +112,10 @@ def test_one_attempt_is_no_retry(follow):
 
 
 def test_a_job_that_a_restarted_cluster_has_forgotten_is_gone_on_with(follow):
-    assert follow(LostContactError("restarted"), GOOD)[1:] == ([("run-a2", Earlier(run="run"))], ["run-a2"])
+    assert follow(LostContactError("restarted"), GOOD)[1:] == (
+        [("run-a2", Earlier(run="run/1", later=True))],
+        ["run-a2"],
+    )
 
 
 @pytest.mark.parametrize("known", [UnreachableError("down"), "RUNNING"], ids=str)
