@@ -120,7 +120,7 @@ def _begun_by(layout: Layout, run: str | None) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and run is not None and found.get("token") == run else None
 
 
-def begin(  # each of them decides what stays
+def begin(
     layout: Layout,
     submission_id: str,
     before: Mapping[str, Any] | None,
