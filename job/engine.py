@@ -4,18 +4,21 @@ import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from rayferry.job import weights
+from rayferry.job import sharing, weights
 from rayferry.job.calls import Call
 from rayferry.job.errors import EngineError
+from rayferry.job.prepared import spawned_processes
 from rayferry.job.pump import RefusedError, Settled
 from rayferry.job.spec import GENERATING, JobSpec
 
 _GIB = 1 << 30
 _POOLED_TOGETHER = 256
+_LEAST_WAITING = 64
 # Ranks that vLLM has kernels for.
 # Source: https://docs.vllm.ai/en/latest/api/vllm/config/lora.html
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -35,7 +38,9 @@ def load(spec: JobSpec, device: str) -> "GeneratingEngine | PoolingEngine":
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, min(4, memory // (4 * _GIB)))))
-    elif spec.engine.world_size > 1:
+    elif spec.engine.world_size == 1:
+        options = sharing.share_of_memory(spec) | options
+    else:
         # Workers of the engine are Ray actors in this replica's placement group.
         options.setdefault("distributed_executor_backend", "ray")
     if spec.task not in GENERATING:
@@ -44,15 +49,16 @@ def load(spec: JobSpec, device: str) -> "GeneratingEngine | PoolingEngine":
     if adapters:
         options = {"enable_lora": True, "max_lora_rank": _rank(adapters.values())} | options
     model = weights.local_folder(spec.model)
-    try:
-        import vllm  # noqa: PLC0415  # only the cluster's nodes have it, and it takes seconds
-    except ImportError as error:
-        msg = (
-            f"vllm cannot be imported on this node ({error}); "
-            "use an image that holds it, or add it to runtime_env.pip in the job file"
-        )
-        raise EngineError(msg) from error
-    llm = vllm.LLM(model=model, revision=spec.revision, **options)
+    with spawned_processes() if device == "gpu" and spec.engine.world_size == 1 else nullcontext():
+        try:
+            import vllm  # noqa: PLC0415  # only the cluster's nodes have it, and it takes seconds
+        except ImportError as error:
+            msg = (
+                f"vllm cannot be imported on this node ({error}); "
+                "use an image that holds it, or add it to runtime_env.pip in the job file"
+            )
+            raise EngineError(msg) from error
+        llm = vllm.LLM(model=model, revision=spec.revision, **options)
     kind = GeneratingEngine if spec.task in GENERATING else PoolingEngine
     return kind(llm, spec, adapters, device)
 
@@ -156,6 +162,8 @@ class _Base:
 class GeneratingEngine(_Base):
     """`vllm.LLM` for the pump: its own requests queue and its engine's steps, as `LLM.generate` uses them.
 
+    `room` and `cache_tokens`: see `pump.Engine`.
+
     The same code renders, tokenises and samples as there, so greedy answers are the same token for token.
     Source: https://docs.vllm.ai/en/latest/api/vllm/entrypoints/llm.html (enqueue, enqueue_chat, llm_engine)
     """
@@ -165,6 +173,16 @@ class GeneratingEngine(_Base):
         self._kwargs = spec.sampling.to_kwargs()
         self._params = self._sampling_params(self._kwargs)
         self._model_defaults: dict[str, Any] | None = None
+        cache = llm.llm_engine.vllm_config.cache_config
+        self.cache_tokens = (cache.num_gpu_blocks or 0) * (cache.block_size or 0) or None
+        seqs = self.limits.get("max_num_seqs")
+        # some more than run together, so that the scheduler finds the next one whenever one ends
+        self.room = seqs and max(1, (seqs + max(_LEAST_WAITING, seqs // 8)) // (spec.sampling.n or 1))
+
+    def tokens_of(self, call: Call) -> int:
+        """The most tokens that a call may generate. See `pump.Engine`."""
+        kwargs = call.sampling or self._kwargs
+        return (kwargs.get("max_tokens") or self._max_model_len) * (kwargs.get("n") or 1)
 
     def add(self, call: Call) -> str:
         """Queues a request and gives its id. See `pump.Engine`."""
@@ -338,6 +356,7 @@ def _limits(loaded: Any) -> dict[str, Any]:
     places = {
         "gpu_memory_utilization": "cache_config",
         "max_num_seqs": "scheduler_config",
+        "max_num_batched_tokens": "scheduler_config",
         "max_model_len": "model_config",
     }
     found = {key: getattr(getattr(config, place, None), key, None) for key, place in places.items()}

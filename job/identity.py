@@ -20,6 +20,7 @@ _SPEED_KEYS = {
     "tensor_parallel_size", "pipeline_parallel_size", "max_num_seqs", "max_num_batched_tokens", "load_format",
     "gpu_memory_utilization", "enforce_eager", "enable_prefix_caching", "disable_log_stats", "swap_space",
     "distributed_executor_backend", "enable_chunked_prefill", "cpu_offload_gb", "async_scheduling",
+    "kv_cache_memory_bytes",
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from rayferry.job import VERSION, identity
+from rayferry.job import VERSION, identity, tally
 from rayferry.job.errors import JobError
 from rayferry.job.progress import Snapshot
 from rayferry.job.rows import STAGES
@@ -19,7 +19,7 @@ from rayferry.job.spec import JobSpec
 SCHEMA_VERSION = 1
 
 
-def build(
+def build(  # noqa: PLR0913  # what it brings together
     spec: JobSpec,
     *,
     asked: Mapping[str, Any],
@@ -27,6 +27,7 @@ def build(
     attempts: list[str],
     now: Snapshot,
     started_at: float,
+    gpus_per_replica: float = 0,
 ) -> dict[str, Any]:
     """The manifest of a run that went to its end.
 
@@ -37,6 +38,7 @@ def build(
         attempts: the Ray jobs that worked on the run, the one that ended it last.
         now: what the readers and replicas said.
         started_at: `time.time()` at the start.
+        gpus_per_replica: GPUs, or the share of one, that each replica had.
 
     Raises:
         JobError: the rows written are not the rows read.
@@ -56,6 +58,7 @@ def build(
     generating_s = ended_at - now.ready_at if now.ready_at else None
     generated = sum(part.num_generated_tokens for part in parts)
     new = generated - now.num_earlier_tokens
+    first_at = min((life.tally.first_at for life in now.lives if life.tally and life.tally.first_at), default=None)
     return {
         "schema_version": SCHEMA_VERSION,
         "name": spec.name,
@@ -74,9 +77,13 @@ def build(
         "seconds": {
             "total": round(ended_at - started_at, 3),
             "load": [round(seconds, 3) for seconds in now.load_s],
+            "first_answer": None if first_at is None else round(first_at - started_at, 3),
             "generate": None if generating_s is None else round(generating_s, 3),
+            "write": round(now.write_s, 3),
         },
         "tokens_per_s": round(new / generating_s, 1) if generating_s else None,
+        **tally.summary(now.lives, gpus_per_replica, ended_at),
+        "engine": now.limits,
         "started_at": _iso(started_at),
         "ended_at": _iso(ended_at),
         "parts": [part.to_json() for part in sorted(parts, key=lambda part: part.uri)],

@@ -26,11 +26,14 @@ if TYPE_CHECKING:
     from rayferry.job.checkpoint import Done
     from rayferry.job.ids import Repeated
     from rayferry.job.look import Input
+    from rayferry.job.progress import Snapshot
     from rayferry.job.sink import PartsDatasink
 
 MASKED = "***"  # in spec.json, in place of the value of an environment variable
-# Rows that should be with an engine at once: twice the most sequences that vLLM runs together by default.
-_ROWS_IN_FLIGHT = {"gpu": 2048, "cpu": 512}
+# Rows that should be with an engine at once, so that those can be put in order that wait: four times the sequences that
+# vLLM runs together by default. On CPUs, where it is slow, half as many.
+_ROWS_IN_FLIGHT = {"gpu": 4096, "cpu": 512}
+_ROUNDS_IN_FLIGHT = 4
 _MIN_BLOCKS_IN_FLIGHT, _MAX_BLOCKS_IN_FLIGHT = 3, 64
 # Each batch is two calls to the board; Ray Data runs at most four batches of a block at a time.
 _BATCHES_PER_BLOCK = 2
@@ -138,17 +141,15 @@ def _run(
     parts = sink.PartsDatasink(layout, submission_id, spec.output.rows_per_part, schema, board, found.copied)
     parts.records.update(done.records)
     _go_on(board, done, found)
-    _set_up_ray_data(block_rows(spec, found) * found.row_bytes, spec.max_replicas)
+    fleet, placement = _share(spec, placement, found)
+    _set_up_ray_data(block_rows(fleet, found) * found.row_bytes, fleet.max_replicas)
     dataset = source.read(spec, found, board, _repeated_ids(spec, found), done)
     if dataset is not None:
         save_files = functools.partial(checkpoint.save_files, layout, submission_id)
         with progress.Reporter(board, layout.progress_uri, num_files, spec.output.preview_rows, save_files):
-            _answer(spec, found, dataset, predictor=predictor, placement=placement, board=board, parts=parts)
+            _answer(fleet, found, dataset, predictor=predictor, placement=placement, board=board, parts=parts)
     now = ray.get(board.snapshot.remote())
-    if now.num_rescued:
-        say(f"{counted(now.num_rescued, 'row')} had values that fit no column: they are in rescued_data")
-    if now.num_poison:
-        say(f"{counted(now.num_poison, 'row')} killed the engine: see errors/ (error_type EngineDied)")
+    _tell_end(now)
     if not any(part.kind == "data" for part in parts.parts):
         parts.write_empty()
     checkpoint.check_once(parts.records)
@@ -160,6 +161,7 @@ def _run(
         attempts=done.attempts,
         now=now,
         started_at=started_at,
+        gpus_per_replica=spec.engine.world_size / placement.engines_per_gpu if placement.device == "gpu" else 0,
     )
     storage.write_bytes(layout.progress_uri, json.dumps(now.to_json()).encode())
     storage.write_bytes(layout.manifest_uri, json.dumps(result, indent=1).encode())
@@ -183,13 +185,20 @@ def _answer(  # noqa: PLR0913  # what it brings together
 
     groups = ReplicaGroups(placement.bundles)
     rows_per_block = block_rows(spec, found)
+    rows_at_once = _rows_at_once(spec, placement.device, found.num_rows)
     dataset = dataset.map_batches(
         predictor or LLMPredictor,
-        fn_constructor_kwargs={"spec": spec, "device": placement.device, "progress": board, "openai": found.openai},
+        fn_constructor_kwargs={
+            "spec": spec,
+            "device": placement.device,
+            "progress": board,
+            "openai": found.openai,
+            "longest_first": found.num_rows <= rows_at_once * spec.min_replicas,
+        },
         batch_size=max(spec.batch_size, rows_per_block // _BATCHES_PER_BLOCK),
         batch_format="pyarrow",
         ray_remote_args_fn=groups.as_remote_args_fn() if placement.bundles else None,
-        **_pool(spec, placement, rows_per_block),
+        **_pool(spec, -(-rows_at_once // rows_per_block)),
         **placement.actor_args,
     )
     try:
@@ -221,6 +230,24 @@ def _place(spec: JobSpec) -> Placement:
     return placement
 
 
+def _tell_end(now: "Snapshot") -> None:
+    """What a user should know of a run that went to its end."""
+    if now.num_rescued:
+        say(f"{counted(now.num_rescued, 'row')} had values that fit no column: they are in rescued_data")
+    if now.num_poison:
+        say(f"{counted(now.num_poison, 'row')} killed the engine: see errors/ (error_type EngineDied)")
+
+
+def _share(spec: JobSpec, placement: Placement, found: "Input") -> tuple[JobSpec, Placement]:
+    """The job and the placement with a replica for each engine, where several share a GPU."""
+    from rayferry.job import sharing
+
+    number, why = sharing.chosen(spec, found.num_rows) if placement.device == "gpu" else (1, "")
+    if why:
+        say(why)
+    return sharing.with_engines(spec, number), placement.shared(number)
+
+
 def _repeated_ids(spec: JobSpec, found: "Input") -> "Repeated | None":
     """The ids that come more than once, where rows name themselves."""
     if not found.openai and spec.input.id_column is None:
@@ -248,17 +275,25 @@ def _tell(spec: JobSpec, found: "Input") -> None:
         say(f"input: your column {name!r} is called {renamed!r} in the output, where {name!r} is ours")
 
 
-def _pool(spec: JobSpec, placement: Placement, rows_per_block: int) -> dict[str, Any]:
-    """How many replicas, and how many blocks each may have at once, as arguments of `map_batches`."""
+def _rows_at_once(spec: JobSpec, device: str, num_rows: int) -> int:
+    """Rows that one replica should have: enough to keep its engine full and to put those in order that wait.
+
+    None takes more than its part of them while others load.
+    """
+    seqs = spec.engine.max_num_seqs
+    rows = _ROUNDS_IN_FLIGHT * seqs if seqs else _ROWS_IN_FLIGHT[device]
+    return rows if spec.max_replicas == 1 else min(rows, -(-num_rows // spec.max_replicas))
+
+
+def _pool(spec: JobSpec, blocks: int) -> dict[str, Any]:
+    """How many replicas, and how many blocks each should have at once, as arguments of `map_batches`."""
     from ray.data import ActorPoolStrategy
 
+    blocks = max(_MIN_BLOCKS_IN_FLIGHT, min(_MAX_BLOCKS_IN_FLIGHT, blocks))
     if isinstance(spec.replicas, ReplicaRange):
-        size = {"min_size": spec.replicas.min, "max_size": spec.replicas.max}
+        size = {"min_size": spec.replicas.min, "max_size": spec.replicas.max}  # it grows by what waits at replicas
     else:
-        size = {"size": spec.replicas}
-    # enough to keep the engine full while the slowest row of a block is awaited
-    rows = 2 * spec.engine.max_num_seqs if spec.engine.max_num_seqs else _ROWS_IN_FLIGHT[placement.device]
-    blocks = max(_MIN_BLOCKS_IN_FLIGHT, min(_MAX_BLOCKS_IN_FLIGHT, -(-rows // rows_per_block)))
+        size = {"size": spec.replicas, "max_tasks_in_flight_per_actor": blocks}  # else Ray Data sends as many again
     if "max_concurrent_calls_per_actor" in inspect.signature(ActorPoolStrategy).parameters:
         return {"compute": ActorPoolStrategy(**size, max_concurrent_calls_per_actor=blocks)}
     return {"compute": ActorPoolStrategy(**size), "max_concurrency": blocks}  # an older Ray

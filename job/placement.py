@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +63,7 @@ class Placement:
         actor_args: what the actor itself asks of Ray.
         bundles: the placement group that each replica gets for itself; empty if it needs none.
         note: what a user should know about the choice, or "".
+        engines_per_gpu: replicas that share a GPU.
         is_certain: False where the nodes that are there do not hold it, and nobody knows what the autoscaler may start.
     """
 
@@ -71,6 +72,14 @@ class Placement:
     bundles: list[dict[str, float]] = field(default_factory=list)
     note: str = ""
     is_certain: bool = True
+    engines_per_gpu: int = 1
+
+    def shared(self, engines_per_gpu: int) -> "Placement":
+        """The same for so many replicas on each GPU."""
+        if self.device != "gpu" or engines_per_gpu == 1:
+            return self
+        share = {"num_gpus": 1 / engines_per_gpu}
+        return replace(self, actor_args=self.actor_args | share, engines_per_gpu=engines_per_gpu)
 
 
 def plan(spec: JobSpec, nodes: Sequence[Node], *, autoscaling: bool, most: Sequence[Node] | None = None) -> Placement:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pyarrow as pa
 
-from rayferry.job import engine, secrets
+from rayferry.job import engine, mps, secrets
 from rayferry.job.answers import Answers, Outcome
 from rayferry.job.calls import Call, calls_of
 from rayferry.job.errors import EngineError, JobError, root_line
@@ -31,7 +31,13 @@ class LLMPredictor:
     """
 
     def __init__(
-        self, spec: JobSpec, device: str, progress: "ActorHandle[Any] | None" = None, *, openai: bool = False
+        self,
+        spec: JobSpec,
+        device: str,
+        progress: "ActorHandle[Any] | None" = None,
+        *,
+        openai: bool = False,
+        longest_first: bool = False,
     ) -> None:
         """Loads the model.
 
@@ -40,6 +46,7 @@ class LLMPredictor:
             device: `gpu` or `cpu`, as placed.
             progress: told when the engine is ready, or why it is not.
             openai: rows are OpenAI batch lines.
+            longest_first: the whole input is with the replicas at once; see `line.Line`.
 
         Raises:
             EngineError: a secret cannot be had; the model or an engine argument is not usable here.
@@ -55,6 +62,7 @@ class LLMPredictor:
         except JobError as error:
             self._give_up(str(error), error, loading=True)
         try:
+            self._share_gpu(device)
             loaded = self._load(spec, device)
             parse_tools = loaded.tool_parser()
         except Exception as error:  # noqa: BLE001  # vLLM's have no common class
@@ -66,11 +74,27 @@ class LLMPredictor:
             self._give_up(reason, error, loading=True)
         self._answers = Answers(spec, openai=openai, labels=getattr(loaded, "labels", None), parse_tools=parse_tools)
         self._pump = Pump(
-            loaded, spec.retry.engine_timeout_s, spec.retry.request_timeout_s, multiprocessing.active_children()
+            loaded,
+            spec.retry.engine_timeout_s,
+            spec.retry.request_timeout_s,
+            multiprocessing.active_children(),
+            longest_first=longest_first,
         )
         if progress is not None:
-            advice = engine.advice(spec, device, getattr(loaded, "limits", {}))
-            progress.replica_ready.remote(time.monotonic() - start, loaded.version, self._life, advice)
+            limits = getattr(loaded, "limits", {})
+            advice = engine.advice(spec, device, limits)
+            progress.replica_ready.remote(time.monotonic() - start, loaded.version, self._life, advice, limits)
+
+    def _share_gpu(self, device: str) -> None:
+        """Joins the node's MPS, before CUDA starts in this process or one of its own, if engines share the GPU."""
+        if device != "gpu" or self._spec.resources.engines == 1 or self._progress is None:
+            return
+        import ray  # noqa: PLC0415
+
+        daemon = ray.get(self._progress.mps.remote(ray.get_runtime_context().get_node_id(), self._life))
+        folder = ray.get(daemon.folder.remote()) if daemon is not None else None
+        if folder is not None:
+            os.environ[mps.PIPE] = folder
 
     def _load(self, spec: JobSpec, device: str) -> Any:
         """The engine; what tests put another in place of."""
@@ -96,7 +120,7 @@ class LLMPredictor:
         if suspect is not None:
             async with self._gate.alone(suspect.deaths):
                 outcomes = await self._outcomes_apart(table, key, suspect)
-        self._progress.end.remote(key, self._life)
+        self._progress.end.remote(key, self._life, self._pump.tally)
         return self._answers.add_to(table, outcomes)
 
     async def _outcomes_apart(self, table: pa.Table, key: Key, suspect: Suspect) -> list[Outcome]:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Self
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rayferry.job import storage
+from rayferry.job import mps, storage
 from rayferry.job.errors import EngineError, root_line
 from rayferry.job.log import counted, say
 from rayferry.job.quarantine import Key, Quarantine, Suspect
+from rayferry.job.tally import Life, Tally
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -53,6 +54,9 @@ class Snapshot:
         vllm: version of vLLM, once a replica is ready.
         deaths: why engines died that were started again, one reason for each death.
         num_poison: rows that are known to kill the engine.
+        limits: what the engines run with, as vLLM names it.
+        lives: the processes of the replicas.
+        write_s: seconds that write tasks took, all together.
         failure: why a replica could not go on, if one could not.
         hopeless: why going on is of no use, if so many rows failed.
         preview: a few first answers.
@@ -71,6 +75,9 @@ class Snapshot:
     vllm: str | None = None
     deaths: list[str] = field(default_factory=list)
     num_poison: int = 0
+    limits: dict[str, Any] = field(default_factory=dict)
+    lives: list[Life] = field(default_factory=list)
+    write_s: float = 0.0
     failure: str | None = None
     hopeless: str | None = None
     preview: list[dict[str, str]] = field(default_factory=list)
@@ -115,6 +122,8 @@ class Board:
         self._load_s: dict[str, float] = {}
         self._advice = ""
         self._quarantine = Quarantine()
+        self._lives: dict[str, Life] = {}
+        self._mps: dict[str, ActorHandle[Any]] = {}
 
     def file_read(self, path: str, num_rows: int, num_bytes: int = 0) -> None:
         """A file was read to its end."""
@@ -126,13 +135,16 @@ class Board:
         if path not in self._files:
             self._partly[path] = _FileState(num_rows, num_bytes)
 
-    def parts_written(self, name: str, parts: list[dict[str, Any]], preview: list[dict[str, str]]) -> str | None:
-        """A write task finished with these parts.
+    def parts_written(
+        self, name: str, parts: list[dict[str, Any]], preview: list[dict[str, str]], seconds: float = 0.0
+    ) -> str | None:
+        """A write task finished with these parts, after so many seconds.
 
         Returns:
             Why it is of no use to go on, or None.
         """
         self._parts[name] = parts
+        self._now.write_s += seconds
         if not self._now.preview:
             self._now.preview = preview
         self._now.hopeless = self._now.hopeless or self._hopeless()
@@ -182,17 +194,36 @@ class Board:
             Why the run is over, if it is.
         """
         self._advice = advice
+        self._lives[life] = Life(time.time())
         before = self._quarantine.life_before(life)
         if before is not None:
             self.engine_died(before, _KILLED)
         return self._now.failure
 
-    def replica_ready(self, load_s: float, vllm: str, life: str = "", advice: str = "") -> None:
-        """A replica has its model."""
+    def mps(self, node_id: str, life: str) -> "ActorHandle[Any] | None":
+        """The `mps.Daemon` of a replica's node, which ends with this board.
+
+        None for a replica that has died before: what its rows do to a GPU then harms no other engine that has MPS.
+        """
+        if not self._quarantine.is_first_life(life):
+            return None
+        if node_id not in self._mps:
+            there = NodeAffinitySchedulingStrategy(node_id, soft=False)
+            daemon = ray.remote(mps.Daemon).options(num_cpus=0, scheduling_strategy=there, max_restarts=-1)
+            self._mps[node_id] = daemon.remote()
+        return self._mps[node_id]
+
+    def replica_ready(
+        self, load_s: float, vllm: str, life: str = "", advice: str = "", limits: Mapping[str, Any] | None = None
+    ) -> None:
+        """A replica has its model; `limits`: what its engine runs with."""
         self._load_s[life.partition("/")[0] or str(len(self._load_s))] = load_s
         self._now.load_s = list(self._load_s.values())
         self._now.vllm = vllm
         self._now.ready_at = self._now.ready_at or time.time()
+        self._now.limits = dict(limits or self._now.limits)
+        if life in self._lives:
+            self._lives[life].ready_at = time.time()
         self._advice = advice or self._advice
 
     def begin(self, key: Key, life: str) -> Suspect | None:
@@ -209,9 +240,11 @@ class Board:
         """A suspect batch's piece is about to run."""
         self._quarantine.expose(key, life, at)
 
-    def end(self, key: Key, life: str) -> None:
-        """A batch is done."""
+    def end(self, key: Key, life: str, tally: Tally | None = None) -> None:
+        """A batch is done; `tally`: all that its replica did so far."""
         self._quarantine.end(key, life)
+        if life in self._lives:
+            self._lives[life].tally = tally
 
     def engine_died(self, life: str, reason: str, *, loading: bool = False) -> bool:
         """A replica's engine is dead, or could not be loaded.
@@ -220,6 +253,8 @@ class Board:
             True if the replica is to be started again; False if the run is over.
         """
         times = self._quarantine.died(life)
+        if life in self._lives:
+            self._lives[life].ended_at = self._lives[life].ended_at or time.time()
         if loading and life.partition("/")[0] not in self._load_s:
             self.failed(reason)
         elif times:
@@ -244,6 +279,7 @@ class Board:
         now.succeeded = sum(part["num_rows"] for part in parts if part["kind"] == "data")
         now.failed = sum(part["num_rows"] for part in parts if part["kind"] == "errors")
         now.num_poison = self._quarantine.num_poison
+        now.lives = list(self._lives.values())
         now.num_rescued = sum(part.get("num_rescued", 0) for part in parts)
         now.num_input_tokens = sum(part["num_input_tokens"] for part in parts)
         now.num_generated_tokens = sum(part["num_generated_tokens"] for part in parts)
@@ -324,6 +360,8 @@ class Reporter:
         if len(now.load_s) > len(last.load_s):
             ready = len(now.load_s)
             say(f"{ready} replica{'s' * (ready > 1)} ready (model loaded in {max(now.load_s):.0f} s)")
+            if now.limits and not last.load_s:
+                say(f"engine: {', '.join(f'{name} {value}' for name, value in now.limits.items())}")
         for reason in now.deaths[len(last.deaths) :]:
             say(f"a replica's engine died ({reason}); it is started again")
         if now.preview and not last.preview and self._preview_rows:

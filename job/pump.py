@@ -6,15 +6,18 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
+from rayferry.job.budget import Budget
 from rayferry.job.calls import Call
 from rayferry.job.errors import EngineError
+from rayferry.job.line import Line
 from rayferry.job.rows import RowError
+from rayferry.job.tally import Tally
 
 _LOOK_EVERY_S = 1.0
 _GC_THRESHOLDS = (10_000, 20, 100)  # a look at all that is new since the start every twenty million objects
@@ -42,7 +45,11 @@ class Settled:
 
 
 class Engine(Protocol):
-    """What the pump needs of an engine. Anything but `RefusedError` that it raises means that it is dead."""
+    """What the pump needs of an engine. Anything but `RefusedError` that it raises means that it is dead.
+
+    It may have three attributes more: `room`, the calls that it can use at once; `cache_tokens`, those that its KV
+    cache holds; and `tokens_of(call)`, the most tokens that a call may generate. Without them it gets all as it comes.
+    """
 
     def add(self, call: Call) -> str:
         """Queues a request and gives its id.
@@ -84,6 +91,8 @@ class _Batch:
 class Pump:
     """Owns the thread that steps the engine. `submit` may be called from any thread, any number of times.
 
+    `tally` is what it has done.
+
     An engine is not safe for use from several threads, so requests pass through a queue. If `step` raises, the
     engine is taken for dead: every batch, waiting and later, fails with `EngineError`. So it is if it does not return.
     """
@@ -94,6 +103,8 @@ class Pump:
         timeout_s: float | None = None,
         request_timeout_s: float | None = None,
         processes: Sequence[BaseProcess] = (),
+        *,
+        longest_first: bool = False,
     ) -> None:
         """Starts the thread.
 
@@ -102,6 +113,7 @@ class Pump:
             timeout_s: most time for the engine to return from one call.
             request_timeout_s: most time for one request, from when the engine has it.
             processes: what the engine runs in; vLLM waits for ever for one that was killed.
+            longest_first: all calls that will come find room here at once; see `Line`.
         """
         self._engine = engine
         self._timeout_s = timeout_s
@@ -110,6 +122,11 @@ class Pump:
         self._added: deque[tuple[float, str]] = deque()  # in order; only where requests have a timeout
         self._called_at: float | None = None
         self._incoming: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
+        self.tally = Tally()
+        self._tokens_of: Callable[[Call], int] | None = getattr(engine, "tokens_of", None)
+        self._line: Line[_Batch] = Line(self._tokens_of, longest_first=longest_first)
+        room = getattr(engine, "room", None)  # what waits here, and not with the engine, can be put in order
+        self._budget = Budget(room, getattr(engine, "cache_tokens", None), self.tally) if room else None
         self._running: dict[str, tuple[_Batch, int]] = {}
         self._admitting: _Batch | None = None
         self._dead: EngineError | None = None
@@ -158,33 +175,63 @@ class Pump:
                 self._called_at = None
                 for output in outputs:
                     if output.finished:
-                        batch, index = self._running.pop(output.request_id)
-                        batch.settle(index, output.outcome if type(output) is Settled else output)
+                        batch, index = self._over(output.request_id)
+                        outcome = output.outcome if type(output) is Settled else output
+                        self.tally.add(outcome)
+                        batch.settle(index, outcome)
                 self._drop_late()
         except BaseException as error:  # noqa: BLE001  # whatever it is, nobody may be left waiting
             self._fail(error)
 
     def _admit(self) -> bool:
-        """Gives the engine all that came in; sleeps while there is nothing to do. False: closed."""
+        """Gives the engine what it has room for; sleeps while there is nothing to do. False: closed."""
         while True:
-            try:
-                batch = self._incoming.get(block=not (self._closing or self._engine.is_busy()))
-            except queue.Empty:
-                return not self._closing or self._engine.is_busy()
-            if batch is None:
-                self._closing = True
-                continue
-            self._admitting = batch
-            for index, call in enumerate(batch.calls):
+            self._receive()
+            self._line.watch(len(self._running))
+            while self._line:
+                batch, index, call = one = self._line.take()
+                tokens = self._tokens_of(call) if self._tokens_of is not None else 0
+                if self._budget and not self._budget.has_room(call, tokens, whole=self._line.longest_first):
+                    self._line.put_back(one)
+                    break
+                self._admitting = batch
                 self._called_at = time.monotonic()
                 try:
                     name = self._engine.add(call)
                     self._running[name] = (batch, index)
+                    if self._budget:
+                        self._budget.reserve(name, call, tokens)
                     if self._request_timeout_s is not None:
                         self._added.append((time.monotonic(), name))
                 except RefusedError as refusal:
                     batch.settle(index, refusal)
-            self._called_at = self._admitting = None
+                self._called_at = self._admitting = None
+            if self._engine.is_busy():
+                return True
+            if self._closing:
+                return False
+
+    def _over(self, name: str) -> tuple[_Batch, int]:
+        """Forgets a call that the engine is done with; gives whose it was."""
+        if self._budget:
+            self._budget.give_back(name)
+        return self._running.pop(name)
+
+    def _receive(self) -> None:
+        """Puts what came in into the line; waits for it if there is nothing else to do."""
+        while True:
+            is_idle = not (self._closing or self._line or self._engine.is_busy())
+            since = time.monotonic()
+            try:
+                batch = self._incoming.get(block=is_idle)
+            except queue.Empty:
+                return
+            if self.tally.first_at is not None and is_idle:
+                self.tally.idle_s += time.monotonic() - since
+            if batch is None:
+                self._closing = True
+            else:
+                self._line.add(batch, batch.calls)
 
     def _drop_late(self) -> None:
         """Ends the requests that have had their time."""
@@ -192,7 +239,7 @@ class Pump:
             _, name = self._added.popleft()
             if name in self._running:
                 self._engine.abort(name)
-                batch, index = self._running.pop(name)
+                batch, index = self._over(name)
                 why = f"no answer in {self._request_timeout_s:g} s (retry.request_timeout)"
                 batch.settle(index, RowError("engine", "RequestTimeout", why))
 
@@ -216,6 +263,7 @@ class Pump:
             self._dead = EngineError(f"the engine died: {type(error).__name__}: {error}")
             self._dead.__cause__ = error
             batches = {id(batch): batch for batch, _ in list(self._running.values())}
+            batches |= {id(batch): batch for batch in list(self._line.owners())}
             if self._admitting is not None:
                 batches[id(self._admitting)] = self._admitting
             while not self._incoming.empty():

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -127,6 +128,7 @@ class PartsDatasink(Datasink["tuple[str, checkpoint.Record] | None"]):  # type: 
         stages = table.column("stage")
         good = table if stages.null_count == len(stages) else table.filter(pc.is_null(stages))
         data = good.select(self._schema.names).cast(self._schema)
+        start = time.monotonic()
         if record is None:
             parts = self._write_parts(table, data, ctx.task_idx)
             record = checkpoint.Record([part.to_json() for part in parts], rows)
@@ -135,7 +137,10 @@ class PartsDatasink(Datasink["tuple[str, checkpoint.Record] | None"]):  # type: 
             msg = f"{record_uri} is of other rows than a second try of its task was given; go on with --resume"
             raise JobError(msg)
         if self._progress is not None:
-            hopeless = ray.get(self._progress.parts_written.remote(record_uri, record.parts, _preview(data)))
+            told = self._progress.parts_written.remote(
+                record_uri, record.parts, _preview(data), time.monotonic() - start
+            )
+            hopeless = ray.get(told)
             if hopeless:
                 raise TooManyErrorsError(hopeless)
         return record_uri, record

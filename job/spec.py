@@ -98,6 +98,16 @@ class ResourcesSpec(Typed):
         "auto", description="auto: GPUs, unless the cluster neither has any nor can start any"
     )
     accelerator_type: Text | None = Field(None, description="Ray's name of the GPU model, such as A10G or H100")
+    engines_per_gpu: Literal["auto"] | Annotated[int, Field(ge=1, le=16)] = Field(
+        "auto",
+        description="engines that share each GPU (by CUDA's MPS), where tensor_parallel_size is 1; "
+        "auto: several for a small model",
+    )
+
+    @property
+    def engines(self) -> int:
+        """The same, where it is decided; else 1."""
+        return 1 if self.engines_per_gpu == "auto" else self.engines_per_gpu
 
 
 class ChatSpec(Typed):
@@ -263,6 +273,16 @@ class JobSpec(Typed):
             if _lies_under(self.output.uri, uri):
                 msg = f"output.uri: {self.output.uri!r} lies under input.uri: the next run would read it as prompts"
                 raise ValueError(msg)
+        return self
+
+    @model_validator(mode="after")
+    def _gpus_fit(self) -> "JobSpec":
+        if self.resources.engines > 1 and self.engine.world_size > 1:
+            msg = (
+                f"resources.engines_per_gpu: {self.resources.engines} engines cannot share a GPU where each needs "
+                f"{self.engine.world_size}; leave it out, or set tensor_parallel_size and pipeline_parallel_size to 1"
+            )
+            raise ValueError(msg)
         return self
 
     @model_validator(mode="after")

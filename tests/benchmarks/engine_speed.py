@@ -6,8 +6,8 @@ SIDE is `bare` (`LLM.generate` of all prompts), `rayferry` (the job's entrypoint
 `batch_size=64` or `replicas=2`), `rayllm` (ray.data.llm, `batch` rows times `calls`) or `plain` (Ray
 Data, `LLM.generate` for each batch of 32). A model whose name has `shape` in it gets random weights. Every prompt has
 its own length and its own number of new tokens, sampled with temperature 0.8; `prefixes=64` puts one of so many long
-texts before each, in random order. Output tokens a second, from the first engine that is ready to the last row in
-Parquet (bare: to the last answer in memory).
+texts of `prefix_words` words before each, in random order. Output tokens a second, from the first engine that is ready
+to the last row in Parquet (bare: to the last answer in memory).
 """
 
 import json
@@ -40,13 +40,12 @@ WORDS = [
 ENGINE = {"max_model_len": 4096, "enable_prefix_caching": True, "seed": 0}
 SAMPLING = {"temperature": 0.8, "top_p": 0.95, "ignore_eos": True}
 FILES = 16
-PREFIX_WORDS = 1500
 
 
-def workload(count, prefixes=0):
+def workload(count, prefixes=0, prefix_words=0):
     """Prompts and their numbers of new tokens, the same for the same count."""
     draw = random.Random(0)
-    heads = [" ".join(draw.choices(WORDS, k=PREFIX_WORDS)) + " " for _ in range(prefixes)] or [""]
+    heads = [" ".join(draw.choices(WORDS, k=prefix_words or 1500)) + " " for _ in range(prefixes)] or [""]
     rows = []
     for at in range(count):
         words = max(8, min(1500, int(draw.lognormvariate(4.9, 0.8)))) if not prefixes else 40
@@ -74,6 +73,14 @@ def bare(model, rows, settings):
     return {"load_s": ready - start, "s": end - ready, "tokens": sum(len(one.outputs[0].token_ids) for one in done)}
 
 
+def value_of(text):
+    """A setting's value: JSON if it is, else the text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
 def rayferry(model, rows, settings):
     """The job's entrypoint, which starts a cluster of its own."""
     with tempfile.TemporaryDirectory() as name:
@@ -96,7 +103,7 @@ def rayferry(model, rows, settings):
             *parents, last = path.split(".")
             for parent in parents:
                 at = at.setdefault(parent, {})
-            at[last] = json.loads(value) if value[:1].isdigit() else value
+            at[last] = value_of(value)
         (folder / "spec.json").write_text(json.dumps(job))
         start = time.time()
         log_path = Path(os.environ.get("OUT", name)) / f"rayferry-{time.time_ns()}.log"
@@ -115,7 +122,10 @@ def rayferry(model, rows, settings):
         tokens = manifest["tokens"]["generated"]
         assert manifest["counts"]["succeeded"] == len(rows), manifest["counts"]
         speed = manifest["tokens_per_s"]
-        return {"load_s": manifest["seconds"]["load"], "s": tokens / speed, "tokens": tokens, "whole_s": whole}
+        told = {
+            name: manifest[name] for name in ("seconds", "prefix_cache_hit_rate", "gpu_seconds", "replicas", "engine")
+        }
+        return {"load_s": manifest["seconds"]["load"], "s": tokens / speed, "tokens": tokens, "whole_s": whole} | told
 
 
 def rayllm(model, rows, settings):
@@ -213,7 +223,7 @@ def main():
     if results == "--one":
         side, model, count, *rest = steps[0].split(":")
         settings = dict(one.split("=") for one in rest[0].split(",")) if rest else {}
-        rows = workload(int(count), int(settings.pop("prefixes", 0)))
+        rows = workload(int(count), *(int(settings.pop(name, 0)) for name in ("prefixes", "prefix_words")))
         print("ONE", json.dumps(SIDES[side](model, rows, settings)), flush=True)
         return
     for step in steps:  # each in a process of its own, as an engine's memory goes with its process

@@ -23,7 +23,7 @@ lease.TTL_S, lease._RENEW_S, lease._POLL_S = 4.0, 1.0, 0.3
 class Slow:
     """Answers one batch after the other in capitals, each in about a tenth of a second; refuses some."""
 
-    def __init__(self, spec, device, progress, openai):
+    def __init__(self, spec, device, progress, openai, **_options):
         self.answers = Answers(spec, openai=openai)
         self.one = asyncio.Lock()
         progress.replica_ready.remote(load_s=0.1, vllm="stub")

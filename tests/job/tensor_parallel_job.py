@@ -34,7 +34,7 @@ class Worker:
 class Replica:
     """Answers nothing but where it runs, and that only once the other replica has come to a batch, too."""
 
-    def __init__(self, spec, device, progress, openai):
+    def __init__(self, spec, device, progress, openai, **_options):
         self._answers = Answers(spec, openai=openai)
         self._engine = spec.engine.tensor_parallel_size
         self._folder = Path(spec.output.uri).parent

@@ -35,7 +35,7 @@ COLUMNS = {
 class Short:
     """Answers every prompt at once with the same word."""
 
-    def __init__(self, spec, device, progress, openai):
+    def __init__(self, spec, device, progress, openai, **_options):
         self.answers = Answers(spec, openai=openai)
         progress.replica_ready.remote(load_s=0.5, vllm="stub")
 

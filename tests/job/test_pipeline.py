@@ -38,7 +38,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::ray.util.annotations.RayDepreca
 class Upper:
     """Answers in capitals at once; refuses every prompt that begins with `refuse`."""
 
-    def __init__(self, spec, device, progress, openai):
+    def __init__(self, spec, device, progress, openai, **_options):
         self.answers = Answers(spec, openai=openai)
         self.spec = spec
         self.progress = progress
@@ -62,7 +62,7 @@ class Upper:
 class Unloadable(Upper):
     """Cannot load its model, and tells so."""
 
-    def __init__(self, spec, device, progress, openai):
+    def __init__(self, spec, device, progress, openai, **_options):
         ray.get(progress.failed.remote("model 'm' could not be loaded: no such file"))
         raise OSError("no such file")
 
@@ -77,7 +77,7 @@ class Lossy(Upper):
 class Breaking(Upper):
     """Breaks at the prompt `boom` once a part is written, if its model names a file that is there."""
 
-    def __init__(self, spec, device, progress, openai):
+    def __init__(self, spec, device, progress, openai, **_options):
         super().__init__(spec, device, progress, openai)
         self.is_broken = Path(spec.model).exists()
 
