@@ -16,11 +16,12 @@ T = TypeVar("T")
 
 
 class Line(Generic[T]):
-    """A queue that is sorted anew whenever it runs out: what came since is the next round.
+    """A queue that is put in order again whenever something came.
 
     Prompts that begin alike go one after another, so that the engine finds their beginning in its prefix cache while it
     is still there. The others go as they came, until all that are left are here: then those that may need most tokens
-    go first, as what runs last, alone, is short then. Nobody waits for ever, as a round ends before the next begins.
+    go first, as what runs last, alone, is short then. Nobody waits for ever: a replica gets no more rows than it may
+    have at once, so those that others passed by are all that is left some time.
 
     Attributes:
         longest_first: the calls that are here, and will come, are the last ones.
@@ -35,26 +36,27 @@ class Line(Generic[T]):
         """
         self.longest_first = longest_first
         self._tokens_of = tokens_of
-        self._round: deque[tuple[T, int, Call]] = deque()
-        self._new: list[tuple[T, int, Call]] = []
+        self._waiting: deque[tuple[T, int, Call]] = deque()
+        self._is_sorted = True
         self._most = 0
 
     def __len__(self) -> int:
-        return len(self._round) + len(self._new)
+        return len(self._waiting)
 
     def add(self, owner: T, calls: Sequence[Call]) -> None:
         """Puts calls in; `take` gives each with its owner and its number."""
-        self._new += [(owner, index, call) for index, call in enumerate(calls)]
+        self._waiting.extend((owner, index, call) for index, call in enumerate(calls))
+        self._is_sorted = False
 
     def take(self) -> tuple[T, int, Call]:
         """The next one."""
-        if not self._round:
-            self._begin_round()
-        return self._round.popleft()
+        if not self._is_sorted:
+            self._sort()
+        return self._waiting.popleft()
 
     def put_back(self, one: tuple[T, int, Call]) -> None:
         """Makes one that was taken the next one again."""
-        self._round.appendleft(one)
+        self._waiting.appendleft(one)
 
     def watch(self, num_running: int) -> None:
         """Notes how many calls are here and with the engine; sorts them anew if no more are coming."""
@@ -62,21 +64,21 @@ class Line(Generic[T]):
         self._most = max(self._most, num)
         if not self.longest_first and self._tokens_of is not None and num < _RUNNING_DRY * self._most:
             self.longest_first = True
-            self._new[:0] = self._round
-            self._round.clear()
+            self._is_sorted = False
 
     def owners(self) -> Iterable[T]:
         """Whose calls wait."""
-        return (owner for owner, _, _ in (*self._round, *self._new))
+        return (owner for owner, _, _ in tuple(self._waiting))
 
-    def _begin_round(self) -> None:
-        several, self._new = self._new, []
-        if self._tokens_of is not None:
-            lengths = [-self._tokens_of(call) if self.longest_first else 0 for _, _, call in several]
-            ranks = ranks_of([call for _, _, call in several])
-            order = sorted(range(len(several)), key=lambda at: (ranks[at], lengths[at]))
-            several = [several[at] for at in order]
-        self._round.extend(several)
+    def _sort(self) -> None:
+        self._is_sorted = True
+        if self._tokens_of is None:
+            return
+        several = list(self._waiting)
+        lengths = [-self._tokens_of(call) if self.longest_first else 0 for _, _, call in several]
+        ranks = ranks_of([call for _, _, call in several])
+        order = sorted(range(len(several)), key=lambda at: (ranks[at], lengths[at]))
+        self._waiting = deque(several[at] for at in order)
 
 
 def ranks_of(calls: Sequence[Call]) -> list[list[int]]:

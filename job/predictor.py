@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pyarrow as pa
 
-from rayferry.job import engine, mps, secrets
+from rayferry.job import engine, secrets
 from rayferry.job.answers import Answers, Outcome
 from rayferry.job.calls import Call, calls_of
 from rayferry.job.errors import EngineError, JobError, root_line
@@ -62,7 +62,6 @@ class LLMPredictor:
         except JobError as error:
             self._give_up(str(error), error, loading=True)
         try:
-            self._share_gpu(device)
             loaded = self._load(spec, device)
             parse_tools = loaded.tool_parser()
         except Exception as error:  # noqa: BLE001  # vLLM's have no common class
@@ -84,17 +83,6 @@ class LLMPredictor:
             limits = getattr(loaded, "limits", {})
             advice = engine.advice(spec, device, limits)
             progress.replica_ready.remote(time.monotonic() - start, loaded.version, self._life, advice, limits)
-
-    def _share_gpu(self, device: str) -> None:
-        """Joins the node's MPS, before CUDA starts in this process or one of its own, if engines share the GPU."""
-        if device != "gpu" or self._spec.resources.engines == 1 or self._progress is None:
-            return
-        import ray  # noqa: PLC0415
-
-        daemon = ray.get(self._progress.mps.remote(ray.get_runtime_context().get_node_id(), self._life))
-        folder = ray.get(daemon.folder.remote()) if daemon is not None else None
-        if folder is not None:
-            os.environ[mps.PIPE] = folder
 
     def _load(self, spec: JobSpec, device: str) -> Any:
         """The engine; what tests put another in place of."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from rayferry.job import mps, storage
+from rayferry.job import storage
 from rayferry.job.errors import EngineError, root_line
 from rayferry.job.log import counted, say
 from rayferry.job.quarantine import Key, Quarantine, Suspect
@@ -123,7 +123,6 @@ class Board:
         self._advice = ""
         self._quarantine = Quarantine()
         self._lives: dict[str, Life] = {}
-        self._mps: dict[str, ActorHandle[Any]] = {}
 
     def file_read(self, path: str, num_rows: int, num_bytes: int = 0) -> None:
         """A file was read to its end."""
@@ -199,19 +198,6 @@ class Board:
         if before is not None:
             self.engine_died(before, _KILLED)
         return self._now.failure
-
-    def mps(self, node_id: str, life: str) -> "ActorHandle[Any] | None":
-        """The `mps.Daemon` of a replica's node, which ends with this board.
-
-        None for a replica that has died before: what its rows do to a GPU then harms no other engine that has MPS.
-        """
-        if not self._quarantine.is_first_life(life):
-            return None
-        if node_id not in self._mps:
-            there = NodeAffinitySchedulingStrategy(node_id, soft=False)
-            daemon = ray.remote(mps.Daemon).options(num_cpus=0, scheduling_strategy=there, max_restarts=-1)
-            self._mps[node_id] = daemon.remote()
-        return self._mps[node_id]
 
     def replica_ready(
         self, load_s: float, vllm: str, life: str = "", advice: str = "", limits: Mapping[str, Any] | None = None

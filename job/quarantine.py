@@ -95,11 +95,6 @@ class Quarantine:
         self._lives[replica] = life
         return before if before not in self._dead else None
 
-    def is_first_life(self, life: str) -> bool:
-        """True if no process of that replica died before."""
-        replica = life.partition("/")[0]
-        return not any(dead.partition("/")[0] == replica for dead in self._dead)
-
     def begin(self, key: Key, life: str) -> Suspect | None:
         """A batch is about to run. If it must not run in company, it has not begun: see `expose`."""
         case = self._cases.setdefault(key, _Case(key[2]))

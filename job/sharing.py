@@ -1,13 +1,12 @@
 """How many engines share one GPU. One that answers a small model leaves it idle most of the time."""
 
 import os
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rayferry.job import mps, weights
+from rayferry.job import weights
 from rayferry.job.errors import RayferryError, root_line
 from rayferry.job.spec import GENERATING, JobSpec
 
@@ -30,13 +29,11 @@ class Room:
         gpu_bytes: memory of its smallest GPU; 0 if it cannot be told.
         cpus_per_gpu: CPUs beside each GPU.
         weight_bytes: of the model; None if it cannot be told.
-        has_mps: CUDA's MPS can be started there.
     """
 
     gpu_bytes: int
     cpus_per_gpu: float
     weight_bytes: int | None
-    has_mps: bool
 
 
 def engines_per_gpu(room: Room, num_rows: int) -> tuple[int, str]:
@@ -49,14 +46,10 @@ def engines_per_gpu(room: Room, num_rows: int) -> tuple[int, str]:
     if room.weight_bytes is None or not room.gpu_bytes:
         return 1, ""
     small = next((number for share, number in _SMALL if room.weight_bytes <= share * room.gpu_bytes), 1)
-    if small == 1:
-        return 1, ""
-    size = f"the model has {room.weight_bytes / 1e9:.1f} GB of weights, a GPU {room.gpu_bytes / 1e9:.0f} GB"
-    if not room.has_mps:
-        return 1, f"one engine has a GPU: {size}, but the node has no {mps.CONTROL}, without which they take turns"
     number = min(small, num_rows // _MIN_ROWS_PER_ENGINE, int(room.cpus_per_gpu // _CPUS_PER_ENGINE))
     if number <= 1:
         return 1, ""
+    size = f"the model has {room.weight_bytes / 1e9:.1f} GB of weights, a GPU {room.gpu_bytes / 1e9:.0f} GB"
     return number, f"{number} engines share each GPU: {size} (resources.engines_per_gpu)"
 
 
@@ -66,7 +59,6 @@ def look(model: str, num_gpus: float, num_cpus: float) -> Room:
         gpu_bytes=min(memory_of_gpus(), default=0),
         cpus_per_gpu=min(num_cpus, os.cpu_count() or 1) / max(1.0, num_gpus),
         weight_bytes=weight_bytes(model),
-        has_mps=shutil.which(mps.CONTROL) is not None,
     )
 
 

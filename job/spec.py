@@ -100,8 +100,7 @@ class ResourcesSpec(Typed):
     accelerator_type: Text | None = Field(None, description="Ray's name of the GPU model, such as A10G or H100")
     engines_per_gpu: Literal["auto"] | Annotated[int, Field(ge=1, le=16)] = Field(
         "auto",
-        description="engines that share each GPU (by CUDA's MPS), where tensor_parallel_size is 1; "
-        "auto: several for a small model",
+        description="engines that share each GPU, where tensor_parallel_size is 1; auto: several for a small model",
     )
 
     @property

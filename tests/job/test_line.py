@@ -66,12 +66,12 @@ def test_token_ids_and_messages_have_beginnings_too():
         assert sorted(range(3), key=lambda at: ranks_of(several)[at]) == [0, 2, 1]
 
 
-def test_a_round_ends_before_those_go_that_came_since():
+def test_those_that_come_are_put_in_where_they_belong():
     line = Line(tokens_of, longest_first=True)
     line.add("x", calls("short", "middle", tokens=[1, 5]))
     first = line.take()[2].prompt
     line.add("y", calls("long", tokens=[9]))
-    assert [first, *drained(line)] == ["middle", "short", "long"]
+    assert [first, *drained(line)] == ["middle", "long", "short"]
 
 
 def test_what_is_put_back_is_the_next_one():

@@ -7,6 +7,7 @@ from rayferry.job.errors import JobError
 from rayferry.job.progress import Snapshot
 from rayferry.job.sink import Part
 from rayferry.job.storage import File
+from rayferry.job.tally import Life, Tally
 
 FILES = [File("bucket/in/a.txt", 10, "a.txt", 5)]
 
@@ -105,6 +106,16 @@ def test_the_versions_that_ran_are_told(build):
 def test_speed_counts_from_the_first_ready_replica(build):
     found = build()
     assert found["tokens_per_s"] == round(50 / found["seconds"]["generate"], 1)
+
+
+def test_the_first_answer_and_the_time_of_writing_are_told(build):
+    lives = [Life(1e9, tally=Tally(first_at=1e9 + at)) for at in (7, 5.00049)]
+    seconds = build(Snapshot(rows_read=6, lives=[*lives, Life(1e9)], write_s=1.23456))["seconds"]
+    assert (seconds["first_answer"], seconds["write"]) == (5.0, 1.235)
+
+
+def test_what_the_engines_ran_with_is_told(build):
+    assert build(Snapshot(rows_read=6, limits={"max_num_seqs": 256}))["engine"] == {"max_num_seqs": 256}
 
 
 def test_without_a_ready_replica_there_is_no_speed(build):

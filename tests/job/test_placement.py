@@ -51,6 +51,16 @@ def test_several_gpus_a_replica_are_a_bundle_each_in_a_group(place):
     assert found == Placement("gpu", {"num_gpus": 0}, [{"GPU": 1, "CPU": 1}] * 4)
 
 
+def test_engines_that_share_a_gpu_each_ask_for_their_part_of_it(place):
+    shared = place([gpus(4)]).shared(4)
+    assert (shared.actor_args, shared.engines_per_gpu) == ({"num_cpus": 0, "num_gpus": 0.25}, 4)
+
+
+def test_replicas_on_cpus_share_no_gpu(place):
+    placement = place([CPU_NODE])
+    assert placement.shared(4) == placement
+
+
 def test_a_gpu_model_is_asked_of_the_actor(place):
     found = place([gpus(1, kind=A10G), gpus(1, kind=H100)], resources={"accelerator_type": "H100"})
     assert found.actor_args == {"num_cpus": 0, "num_gpus": 1, "accelerator_type": "H100"}

@@ -110,6 +110,8 @@ def test_an_unknown_key_is_told_with_the_nearest_one(changes, line):
         ({"retry": {"max_attempts": 21}}, "retry.max_attempts: 21: "),
         ({"schema_version": 2}, "schema_version: 2: "),
         ({"resources": {"device": "tpu"}}, "resources.device: 'tpu': "),
+        ({"resources": {"engines_per_gpu": 0}}, "resources.engines_per_gpu"),
+        ({"resources": {"engines_per_gpu": "many"}}, "resources.engines_per_gpu"),
         (
             {"cluster": {"address": "127.0.0.1:8265"}},
             "cluster.address: '127.0.0.1:8265': the Jobs API is reached by",
@@ -128,6 +130,10 @@ def test_a_wrong_value_is_told_with_its_path(changes, line):
     ("changes", "said"),
     [
         ({"task": "embed", "sampling": {"n": 1}}, "sampling: has no meaning for task embed"),
+        (
+            {"resources": {"engines_per_gpu": 2}, "engine": {"tensor_parallel_size": 4}},
+            "resources.engines_per_gpu: 2 engines cannot share a GPU where each needs 4; leave it out",
+        ),
         ({"pooling": {"dimensions": 5}}, "pooling: has no meaning for task generate"),
         ({"chat": {"system_prompt": "x"}}, "chat: has no meaning for task generate"),
         ({"task": "chat", "chat": {"continue_final_message": True}}, "needs add_generation_prompt: false"),
