@@ -135,7 +135,7 @@ def in_turn(source, target, batch_size, num_rows, shape, at):
 
 
 class Peak:
-    """The most memory that this process and its children held, in MiB, by kind and in sums, sampled four times a second.
+    """The most memory that this process and its children held, in MiB, by kind and in sums, four times a second.
 
     `store` is what any of them holds of the object store's shared memory; `driver` is this process without it.
     """
