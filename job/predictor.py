@@ -60,7 +60,7 @@ class LLMPredictor:
         except Exception as error:  # noqa: BLE001  # vLLM's have no common class
             reason = f"model {spec.model!r} could not be loaded: {root_line(error)}"
             if isinstance(error, EngineError):
-                reason = str(error)
+                reason = root_line(error)
             elif isinstance(error, OSError) or "Connect" in reason:
                 reason += "; check its name and that the nodes reach the hub, or give a folder or an s3:// prefix"
             elif engine.is_about_memory(reason):
