@@ -1,5 +1,6 @@
 """vLLM, as the pump steps it. The only module that imports vllm; what differs between its versions is here."""
 
+import inspect
 import json
 import os
 from collections import deque
@@ -9,7 +10,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from rayferry.job import sharing, weights
+from pydantic import ValidationError
+
+from rayferry.job import arguments, fit, sharing, weights
 from rayferry.job.calls import Call
 from rayferry.job.errors import EngineError
 from rayferry.job.prepared import spawned_processes
@@ -28,8 +31,9 @@ def load(spec: JobSpec, device: str) -> "GeneratingEngine | PoolingEngine":
     """The engine for a job, its model loaded.
 
     Raises:
-        EngineError: vllm is not there.
-        Exception: whatever vLLM has to say of the model or of an engine argument.
+        EngineError: vllm is not there, does not have an engine argument or refuses its value; or the model is larger
+            than the GPUs' memory.
+        Exception: whatever else vLLM has to say of the model.
     """
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     options = spec.engine.to_kwargs()
@@ -45,6 +49,8 @@ def load(spec: JobSpec, device: str) -> "GeneratingEngine | PoolingEngine":
         options.setdefault("distributed_executor_backend", "ray")
     if spec.task not in GENERATING:
         options.setdefault("runner", "pooling")
+    if (known := arguments.known()) is not None:
+        known.check(options)
     adapters = {name: weights.local_folder(uri) for name, uri in spec.lora.adapters.items()} if spec.lora else {}
     if adapters:
         options = {"enable_lora": True, "max_lora_rank": _rank(adapters.values())} | options
@@ -58,7 +64,12 @@ def load(spec: JobSpec, device: str) -> "GeneratingEngine | PoolingEngine":
                 "use an image that holds it, or add it to runtime_env.pip in the job file"
             )
             raise EngineError(msg) from error
-        llm = vllm.LLM(model=model, revision=spec.revision, **options)
+        try:
+            if device == "gpu":
+                fit.check(spec, model, options, lambda: _gpu(options))
+            llm = vllm.LLM(model=model, revision=spec.revision, **options)
+        except ValidationError as error:
+            raise EngineError(arguments.refused(error, options, str(vllm.__version__))) from error
     kind = GeneratingEngine if spec.task in GENERATING else PoolingEngine
     return kind(llm, spec, adapters, device)
 
@@ -92,6 +103,24 @@ def advice(spec: JobSpec, device: str, limits: dict[str, Any]) -> str:
         f"the GPU, raise it if vLLM had too little for its KV cache; or raise {more}. "
         f"If a node's memory ran out: lower replicas (now {spec.max_replicas})."
     )
+
+
+def sizes(spec: JobSpec, device: str) -> str:
+    """The model's size and the GPU's in a sentence, for a load that ran out of memory; "" if they cannot be had."""
+    return fit.sizes(spec, lambda: _gpu(spec.engine.to_kwargs())) if device == "gpu" else ""
+
+
+def _gpu(options: dict[str, Any]) -> fit.Gpu | None:
+    """This node's GPU, asked without taking memory of it or beginning to use CUDA in this process."""
+    import vllm  # noqa: PLC0415
+    from vllm.platforms import current_platform  # noqa: PLC0415
+
+    if not current_platform.is_cuda():
+        return None
+    default = inspect.signature(vllm.LLM.__init__).parameters["gpu_memory_utilization"].default
+    # with kv_cache_memory_bytes set, vLLM does not look at the share
+    share = 1.0 if "kv_cache_memory_bytes" in options else options.get("gpu_memory_utilization", default)
+    return fit.Gpu(int(current_platform.get_device_total_memory()), float(share))
 
 
 def _rank(folders: Any) -> int:

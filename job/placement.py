@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from rayferry.job.errors import JobError
-from rayferry.job.spec import JobSpec
+from rayferry.job.spec import JobSpec, ReplicaRange
 
 if TYPE_CHECKING:
     from ray.util.placement_group import PlacementGroup
@@ -233,26 +233,38 @@ def _check_gpus(spec: JobSpec, nodes: Sequence[Node]) -> None:
     if largest < size:
         msg = f"{_parallel(spec)} needs {size} {gpus} on one node, and no node has more than {largest:g}"
         msg += f" (the cluster has: {have})" if kind and have else ""
-        raise JobError(msg + "; lower it, or use a cluster with larger nodes")
+        raise JobError(f"{msg}; lower it to {int(largest)} or less, or use a cluster with larger nodes")
     places = sum(int(node.num_gpus // size) for node in fit)
     if places < spec.min_replicas:
         msg = (
             f"replicas={spec.min_replicas} of {size} {gpus} each do not fit: "
-            f"the cluster has room for {places}; lower replicas, or add nodes"
+            f"the cluster has room for {places}; {_lower(spec, places)}, or add nodes"
         )
         raise JobError(msg)
-    if size > 1 and sum(int(min(node.num_gpus, node.num_cpus) // size) for node in fit) < spec.min_replicas:
+    if size == 1:
+        return
+    beside = sum(int(min(node.num_gpus, node.num_cpus) // size) for node in fit)
+    num_cpus = sum(node.num_cpus for node in nodes)
+    places = min(beside, int((num_cpus - 1) // size))
+    if beside < spec.min_replicas:
         msg = (
             f"each of a replica's {size} GPUs needs a CPU beside it on the same node, and the nodes have too few CPUs; "
-            "lower replicas, or use nodes with more CPUs"
+            f"{_lower(spec, places)}, or use nodes with more CPUs"
         )
         raise JobError(msg)
-    if size > 1 and sum(node.num_cpus for node in nodes) < spec.min_replicas * size + 1:
+    if num_cpus < spec.min_replicas * size + 1:
         msg = (
             f"{spec.min_replicas * size + 1} CPUs are needed (one beside each GPU and one to read and write), "
-            f"the cluster has {sum(node.num_cpus for node in nodes):g}; lower replicas, or add nodes"
+            f"the cluster has {num_cpus:g}; {_lower(spec, places)}, or add nodes"
         )
         raise JobError(msg)
+
+
+def _lower(spec: JobSpec, places: int) -> str:
+    """What to change, as the job file has it, so that the replicas fit."""
+    if places < 1:
+        return f"lower {_parallel(spec)}"
+    return f"set {'replicas.min' if isinstance(spec.replicas, ReplicaRange) else 'replicas'}: {places}"
 
 
 def _parallel(spec: JobSpec) -> str:
@@ -275,7 +287,7 @@ def _on_cpus(spec: JobSpec, nodes: Sequence[Node], *, autoscaling: bool) -> Plac
     if spec.min_replicas > max(1, num_cpus) and not autoscaling:
         msg = (
             f"replicas={spec.min_replicas} do not fit: each needs a CPU, and the cluster has {num_cpus:g}; "
-            "lower replicas, or add nodes"
+            f"{_lower(spec, max(1, int(num_cpus)))}, or add nodes"
         )
         raise JobError(msg)
     # One CPU of the cluster stays free to read and write; on a single one nothing is reserved.

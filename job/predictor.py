@@ -66,10 +66,12 @@ class LLMPredictor:
             parse_tools = loaded.tool_parser()
         except Exception as error:  # noqa: BLE001  # vLLM's have no common class
             reason = f"model {spec.model!r} could not be loaded: {root_line(error)}"
-            if isinstance(error, OSError) or "Connect" in reason:
+            if isinstance(error, EngineError):
+                reason = root_line(error)
+            elif isinstance(error, OSError) or "Connect" in reason:
                 reason += "; check its name and that the nodes reach the hub, or give a folder or an s3:// prefix"
             elif engine.is_about_memory(reason):
-                reason += f". {engine.advice(spec, device, {})}"
+                reason += f". {engine.sizes(spec, device)}{engine.advice(spec, device, {})}"
             self._give_up(reason, error, loading=True)
         self._answers = Answers(spec, openai=openai, labels=getattr(loaded, "labels", None), parse_tools=parse_tools)
         self._pump = Pump(

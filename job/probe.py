@@ -15,9 +15,9 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
 
-from rayferry.job import checkpoint, identity, sample, secrets, storage
+from rayferry.job import arguments, checkpoint, identity, sample, secrets, storage
 from rayferry.job.earlier import NOTHING_EARLIER, Earlier
-from rayferry.job.errors import JobError, RayferryError, UnseenError, root_line
+from rayferry.job.errors import EngineError, JobError, RayferryError, UnseenError, root_line
 from rayferry.job.layout import Layout
 from rayferry.job.log import counted
 from rayferry.job.placement import plan_here
@@ -25,7 +25,7 @@ from rayferry.job.spec import JobSpec, parse
 
 T = TypeVar("T")
 MARK = "rayferry-probe "
-NAMES = ("capacity", "input", "rows", "output", "model")
+NAMES = ("capacity", "input", "rows", "output", "model", "engine")
 _LIMIT_S = 45.0
 
 
@@ -64,6 +64,7 @@ def look(spec: JobSpec, names: list[str], earlier: Earlier = NOTHING_EARLIER) ->
         "rows": lambda: sample.ask_rows(spec, listed.result),
         "output": lambda: _output(spec, earlier),
         "model": lambda: _model(spec.model),
+        "engine": lambda: _engine(spec),
     }
     deadline = time.monotonic() + _LIMIT_S
     asked = {name: _start(questions[name]) for name in names}
@@ -148,6 +149,19 @@ def _model(model: str) -> str:
         msg = f"{model}: the head's folder holds no config.json; it has to be a checkpoint on the replicas' nodes"
         raise UnseenError(msg)
     return f"{model}: there"
+
+
+def _engine(spec: JobSpec) -> str:
+    known = arguments.known()
+    if known is None:
+        msg = "engine: the head has no vLLM to ask"
+        raise UnseenError(msg)
+    try:
+        known.check(spec.engine.to_kwargs())
+    except EngineError as error:
+        msg = f"{error} (the head's vLLM; --skip engine if the replicas' nodes have another)"
+        raise EngineError(msg) from error
+    return f"engine: vLLM {known.version} has every argument"
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
 import os
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from rayferry.job import weights
+from rayferry.job import fit, weights
 from rayferry.job.errors import RayferryError, root_line
 from rayferry.job.spec import GENERATING, JobSpec
 
@@ -33,7 +33,7 @@ class Room:
 
     gpu_bytes: int
     cpus_per_gpu: float
-    weight_bytes: int | None
+    weight_bytes: float | None
 
 
 def engines_per_gpu(room: Room, num_rows: int) -> tuple[int, str]:
@@ -53,12 +53,12 @@ def engines_per_gpu(room: Room, num_rows: int) -> tuple[int, str]:
     return number, f"{number} engines share each GPU: {size} (resources.engines_per_gpu)"
 
 
-def look(model: str, num_gpus: float, num_cpus: float) -> Room:
+def look(spec: JobSpec, num_gpus: float, num_cpus: float) -> Room:
     """Looks at the node that this process is on."""
     return Room(
         gpu_bytes=min(memory_of_gpus(), default=0),
         cpus_per_gpu=min(num_cpus, os.cpu_count() or 1) / max(1.0, num_gpus),
-        weight_bytes=weight_bytes(model),
+        weight_bytes=weight_bytes(spec),
     )
 
 
@@ -78,7 +78,7 @@ def chosen(spec: JobSpec, num_rows: int) -> tuple[int, str]:
     task = ray.remote(look).options(num_cpus=0, scheduling_strategy=there, max_retries=1)
     resources = node["Resources"]
     try:
-        asked = task.remote(spec.model, resources["GPU"], resources.get("CPU", 0))
+        asked = task.remote(spec, resources["GPU"], resources.get("CPU", 0))
         room = ray.get(asked, timeout=_LOOK_TIMEOUT_S)
     except (ray.exceptions.RayError, RayferryError) as error:
         return 1, f"one engine has a GPU: its node cannot be looked at ({root_line(error)})"
@@ -106,13 +106,11 @@ def memory_of_gpus() -> list[int]:
         return []
 
 
-def weight_bytes(model: str) -> int | None:
-    """Bytes of a model's weights in a folder or under an s3:// prefix, which is fetched; None if it cannot be told."""
-    folder = Path(weights.local_folder(model))
-    for pattern in ("*.safetensors", "*.bin"):
-        sizes = [path.stat().st_size for path in folder.glob(pattern)] if folder.is_dir() else []
-        if sizes:
-            return sum(sizes)
+def weight_bytes(spec: JobSpec) -> float | None:
+    """Bytes of the model's weights as they are loaded; None if they cannot be told. Under s3:// they are fetched."""
+    with suppress(Exception):  # whatever it is, loading the model will tell
+        model = fit.read(spec, weights.local_folder(spec.model), spec.engine.to_kwargs())
+        return model and model.num_bytes
     return None
 
 
@@ -127,7 +125,7 @@ def share_of_memory(spec: JobSpec) -> dict[str, Any]:
     options = spec.engine.to_kwargs()
     utilization = float(options.get("gpu_memory_utilization", _UTILIZATION)) / number
     share: dict[str, Any] = {"gpu_memory_utilization": utilization}
-    memory, size = memory_of_gpus(), weight_bytes(spec.model)
+    memory, size = memory_of_gpus(), weight_bytes(spec)
     if memory and size is not None and "kv_cache_memory_bytes" not in options:
         share["kv_cache_memory_bytes"] = int(_CACHE_SHARE * max(0, min(memory) * utilization - size))
     return share

@@ -191,7 +191,7 @@ _ADDRESS_OPTIONS = (
     ),
     click.option("--cookies", type=_Secrets(_COOKIE_VALUE), help="Cookies to send, a JSON object."),
 )
-CHECKS = ("cluster", "capacity", "input", "rows", "output", "model", "package")
+CHECKS = ("cluster", "capacity", "input", "rows", "output", "model", "engine", "package")
 skip_option = click.option(
     "--skip",
     multiple=True,

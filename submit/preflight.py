@@ -38,6 +38,7 @@ _LATER = {
     "rows": "the job reads them all; bad ones become rows of errors/",
     "output": "the job looks there when it starts, and ends at once if it is not empty or cannot be written",
     "model": "the replicas load it when they start, and the job ends if they cannot",
+    "engine": "the replicas ask vLLM when they start, and the job ends if it does not have them",
 }
 
 
@@ -267,6 +268,7 @@ def _checks(
         "rows": lambda: sample.ask_rows(spec, listed),
         "output": lambda: probes.ask_output(spec, is_here, earlier),
         "model": lambda: probes.ask_model(spec, is_here),
+        "engine": lambda: probes.ask_engine(spec),
         "package": lambda: probes.ask_package(package),
     }
 

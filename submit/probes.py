@@ -8,6 +8,7 @@ from typing import Any
 
 from rayferry.job import identity
 from rayferry.job.earlier import NOTHING_EARLIER, Earlier
+from rayferry.job.engine_spec import COMMON_ENGINE_KEYS
 from rayferry.job.errors import RayferryError, UnseenError
 from rayferry.job.layout import Layout
 from rayferry.job.log import counted
@@ -225,6 +226,15 @@ def ask_model(spec: JobSpec, is_here: Callable[[], bool]) -> str:
         return f"{model}: a folder on the cluster's nodes"
     msg = f"{model}: a hub id"
     raise UnseenError(msg, elsewhere=False)  # not all nodes need to reach the hub
+
+
+def ask_engine(spec: JobSpec) -> str:
+    """Whether vLLM has the arguments that the job gives its engine: those written most are known here."""
+    rare = spec.engine.to_kwargs().keys() - {*COMMON_ENGINE_KEYS, *type(spec.engine).model_fields}
+    if rare:
+        msg = f"engine.{', engine.'.join(sorted(rare))}: arguments that the cluster's vLLM knows, or not"
+        raise UnseenError(msg)
+    return "engine: arguments of vLLM's, by their names"
 
 
 def ask_package(package: dict[str, Any]) -> str:

@@ -4,10 +4,11 @@ Each round reads the same JSON lines once by `ray.data.read_json(...).write_parq
 ids, prompts, batches to a replica through its real pump, answers, parts with sha256, manifest), taking turns at being
 first, and prints a RESULT line with rows per second and the ratio. Before the first round both run once over a
 twentieth of the rows, printed too, as whoever comes first waits for Ray to start its workers. With `--memory`, it
-prints the peak of all processes' memory (PSS) for each number of rows, Rayferry alone.
+runs Rayferry alone and prints, for each number of rows, the peak memory (PSS) of all processes together, of the driver
+and the object store, of each of the two, and of every kind of process. The first number is run once before, unmeasured.
 
     python tests/benchmarks/pipeline.py --rows 200000 --chars 400 --batch-size 1024 --rounds 3
-    python tests/benchmarks/pipeline.py --memory --rows 200000 2000000 --chars 100
+    python tests/benchmarks/pipeline.py --memory --rows 100000 10000000 --chars 40
 """
 
 import argparse
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,6 +36,7 @@ from rayferry.job.predictor import LLMPredictor
 from rayferry.job.spec import parse
 
 NUM_FILES = 8
+SUMS = ("driver+store", "driver", "store", "all")
 
 
 class Answer:
@@ -132,10 +135,13 @@ def in_turn(source, target, batch_size, num_rows, shape, at):
 
 
 class Peak:
-    """The most memory that this process and its children held together, sampled twice a second."""
+    """The most memory that this process and its children held, in MiB, by kind and in sums, four times a second.
+
+    `store` is what any of them holds of the object store's shared memory; `driver` is this process without it.
+    """
 
     def __enter__(self):
-        self.mib = 0.0
+        self.mib = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -147,14 +153,26 @@ class Peak:
 
     def _watch(self):
         me = psutil.Process()
-        while not self._ended.wait(0.5):
-            total = 0
+        while not self._ended.wait(0.25):
+            now = Counter()
             for process in [me, *me.children(recursive=True)]:
                 try:
-                    total += process.memory_full_info().pss
-                except psutil.Error:
+                    kind = "driver" if process == me else kind_of(process.cmdline())
+                    for mapped in process.memory_maps(grouped=True):
+                        now["store" if "plasma" in mapped.path else kind] += mapped.pss / 2**20
+                except (psutil.Error, FileNotFoundError):
                     continue
-            self.mib = max(self.mib, total / 2**20)
+            now["all"], now["driver+store"] = now.total(), now["driver"] + now["store"]
+            for kind, mib in now.items():
+                self.mib[kind] = max(self.mib.get(kind, 0), mib)
+
+
+def kind_of(command):
+    """What a process of Ray's is, in a word: `ray::IDLE`, `raylet`."""
+    first = Path(command[0]).name if command else "?"
+    if first.startswith("python") and len(command) > 1:
+        first = Path(next((word for word in command[1:] if word.endswith(".py")), command[1])).name
+    return first.split("(")[0].split(" ")[0]
 
 
 def main():
@@ -182,11 +200,16 @@ def main():
             write_rows(source, num_rows, options.chars)
             shape = f"rows={num_rows} chars={options.chars} batch_size={options.batch_size}"
             if options.memory:
+                if not peaks:
+                    rayferry(source, folder / "out", options.batch_size, num_rows)
+                    shutil.rmtree(folder / "out")
                 with Peak() as peak:
                     ours_s = rayferry(source, folder / "out", options.batch_size, num_rows)
                 shutil.rmtree(folder / "out")
+                shutil.rmtree(source)
                 peaks.append(peak.mib)
-                print(f"RESULT memory {shape} peak_mib={peak.mib:.0f} seconds={ours_s:.1f}", flush=True)
+                sizes = " ".join(f"{kind}={mib:.0f}" for kind, mib in sorted(peak.mib.items()))
+                print(f"RESULT memory {shape} seconds={ours_s:.1f} MiB: {sizes}", flush=True)
                 continue
             write_rows(folder / "first", num_rows // 20, options.chars)
             in_turn(folder / "first", folder / "out", options.batch_size, num_rows // 20, f"first {shape}", 0)
@@ -196,7 +219,8 @@ def main():
             shutil.rmtree(folder / "first")
             print(f"RESULT pipeline rows={num_rows} median ratio={statistics.median(ratios):.2f}", flush=True)
         if len(peaks) > 1:
-            print(f"RESULT memory ratio={peaks[-1] / peaks[0]:.2f}", flush=True)
+            ratios = (f"{kind}={peaks[-1][kind] / peaks[0][kind]:.2f}" for kind in SUMS)
+            print(f"RESULT memory ratio {' '.join(ratios)}", flush=True)
     finally:
         shutil.rmtree(folder)
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from rayferry.job import arguments
 from rayferry.submit import s3
 
 from .conftest import run
@@ -30,6 +31,32 @@ def test_an_engine_that_cannot_start_is_quoted_in_a_line(job_file, rayferry):
     assert "max_model_len" in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) < 25
+
+
+VLLM = arguments.known()
+UNKNOWN = f"engine.max_num_sequences: vLLM {VLLM.version} has no such argument; did you mean 'max_num_seqs'?"
+
+
+def test_an_engine_argument_that_vllm_does_not_have_is_refused_before_anything_starts(job_file, rayferry):
+    path = job_file("unknown-argument", engine={"max_num_sequences": 4})
+    done = rayferry("submit", path)
+    assert (done.returncode, "submitted" in done.stderr) == (1, False)
+    assert f"{UNKNOWN} (the head's vLLM;" in done.stderr
+
+
+def test_an_engine_argument_that_vllm_does_not_have_ends_the_job_in_a_line(job_file, rayferry):
+    done = rayferry("submit", job_file("unknown-later", engine={"max_num_sequences": 4}), "--skip", "engine")
+    assert done.returncode == 1
+    assert f"error: {UNKNOWN}" in [line.partition(" ")[2] for line in done.stderr.splitlines()]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_value_that_vllm_refuses_ends_the_job_in_a_line(job_file, rayferry):
+    done = rayferry("submit", job_file("bad-value", engine={"kv_cache_dtype": "fp9"}))
+    assert done.returncode == 1
+    assert f"vLLM {VLLM.version} refuses engine.kv_cache_dtype: 'fp9': Input should be 'auto'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow

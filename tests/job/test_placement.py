@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,28 @@ def test_what_can_never_be_scheduled_is_refused(place, nodes, changes, message):
     with pytest.raises(JobError) as raised:
         place(nodes, **changes)
     assert message in str(raised.value)
+
+
+TP2, TP4 = {"engine": {"tensor_parallel_size": 2}}, {"engine": {"tensor_parallel_size": 4}}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "changes", "advice", "fits"),
+    [
+        ([gpus(3)], {"replicas": 5}, "set replicas: 3", {"replicas": 3}),
+        ([gpus(3), gpus(5)], {"replicas": 8} | TP2, "set replicas: 3", {"replicas": 3}),
+        ([gpus(3)], {"replicas": {"min": 5, "max": 9}}, "set replicas.min: 3", {"replicas": {"min": 3, "max": 9}}),
+        ([gpus(8, num_cpus=5), Node(9)], {"replicas": 4} | TP2, "set replicas: 2", {"replicas": 2}),
+        ([gpus(8, num_cpus=8)], {"replicas": 4} | TP2, "set replicas: 3", {"replicas": 3}),
+        ([gpus(4, num_cpus=2), Node(16)], TP4, "lower tensor_parallel_size=4", TP2),
+        ([gpus(2)], TP4, "lower it to 2 or less", TP2),
+        ([Node(2), Node(1)], {"replicas": 4}, "set replicas: 3", {"replicas": 3}),
+    ],
+)
+def test_what_would_fit_is_told_and_does(place, nodes, changes, advice, fits):
+    with pytest.raises(JobError, match=re.escape(f"; {advice}, or ")):
+        place(nodes, **changes)
+    assert place(nodes, **changes | fits)
 
 
 def test_a_gpu_model_that_is_asked_for_is_never_replaced_by_cpus(place):

@@ -183,7 +183,7 @@ def unloadable(make_spec, bucket_uri, monkeypatch):
 
 
 def test_a_model_that_cannot_be_loaded_is_named_with_the_reason(unloadable):
-    with pytest.raises(EngineError, match=r"model 's3://.*/model' could not be loaded: s3://.*/model: no model there"):
+    with pytest.raises(EngineError, match=r"^s3://.*/model: no model there"):
         LLMPredictor(unloadable, "cpu")
 
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from rayferry.job import placement, probe, storage
+from rayferry.job import arguments, placement, probe, storage
 from rayferry.job.earlier import NOTHING_EARLIER, Earlier
 
 ON_S3 = ("input", "rows", "output", "model")
@@ -40,6 +40,30 @@ def test_what_is_there_is_told(seen, place):
         "output": ("ok", f"{place}/out/: empty, and can be written"),
         "model": ("ok", f"{place}/model: there"),
     }
+
+
+@pytest.mark.parametrize(
+    ("engine", "outcome", "text"),
+    [
+        ({"max_num_seqs": 2, "some_new_one": 1}, "ok", "engine: vLLM 0.99 has every argument"),
+        (
+            {"some_new": 1},
+            "failed",
+            "engine.some_new: vLLM 0.99 has no such argument; did you mean 'some_new_one'? (the head's vLLM; --skip",
+        ),
+    ],
+)
+def test_the_heads_vllm_is_asked_for_engine_arguments(make_spec, monkeypatch, engine, outcome, text):
+    names = frozenset({"tensor_parallel_size", "pipeline_parallel_size", "max_num_seqs", "some_new_one"})
+    monkeypatch.setattr(arguments, "known", lambda: arguments.Known("0.99", names))
+    found = probe.look(make_spec(engine=engine), ["engine"])["engine"]
+    assert (found[0], found[1].startswith(text)) == (outcome, True)
+
+
+def test_a_head_without_vllm_says_nothing_of_engine_arguments(make_spec, monkeypatch):
+    monkeypatch.setattr(arguments, "known", lambda: None)
+    found = probe.look(make_spec(engine={"some_new": 1}), ["engine"])
+    assert found == {"engine": ("unknown", "engine: the head has no vLLM to ask")}
 
 
 def test_the_look_leaves_nothing_that_a_run_would_stumble_over(seen):

@@ -1,4 +1,8 @@
+import json
+
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from rayferry.job import sharing
 from rayferry.job.sharing import Room, engines_per_gpu, share_of_memory, with_engines
@@ -61,18 +65,19 @@ def test_every_engine_is_a_replica_of_the_pool(make_spec, replicas, expected):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A model's folder of 1 MiB of weights."""
-    (tmp_path / "model.safetensors").write_bytes(bytes(1 << 20))
+    """A model's folder of a million numbers, 2 MB as they are loaded."""
+    save_file({"a": np.zeros((1000, 1000), np.float32)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
     (tmp_path / "tokenizer.json").write_bytes(bytes(1 << 20))
     return tmp_path
 
 
-def test_weights_are_counted_without_what_lies_beside_them(folder):
-    assert sharing.weight_bytes(str(folder)) == 1 << 20
+def test_weights_are_counted_without_what_lies_beside_them(make_spec, folder):
+    assert sharing.weight_bytes(make_spec(model=str(folder))) == 2_000_000
 
 
-def test_weights_that_are_not_there_are_not_known(tmp_path):
-    assert sharing.weight_bytes(str(tmp_path)) is None
+def test_weights_that_are_not_there_are_not_known(make_spec, tmp_path):
+    assert sharing.weight_bytes(make_spec(model=str(tmp_path))) is None
 
 
 def test_an_engine_alone_has_vllms_own_share(make_spec):
@@ -82,7 +87,7 @@ def test_an_engine_alone_has_vllms_own_share(make_spec):
 def test_each_engine_takes_its_share_of_the_memory(make_spec, folder, monkeypatch):
     monkeypatch.setattr(sharing, "memory_of_gpus", lambda: [100 << 20, 80 << 20])
     share = share_of_memory(make_spec(model=str(folder), resources={"engines_per_gpu": 4}))
-    assert share == {"gpu_memory_utilization": 0.225, "kv_cache_memory_bytes": int(0.7 * (18 - 1) * (1 << 20))}
+    assert share == {"gpu_memory_utilization": 0.225, "kv_cache_memory_bytes": int(0.7 * (18 * (1 << 20) - 2_000_000))}
 
 
 def test_a_share_that_the_job_sets_is_divided(make_spec, folder, monkeypatch):
@@ -96,7 +101,7 @@ def test_a_node_without_a_driver_tells_no_memory(monkeypatch):
     assert sharing.memory_of_gpus() == []
 
 
-def test_a_look_at_this_node_tells_its_weights_and_cpus(folder, monkeypatch):
+def test_a_look_at_this_node_tells_its_weights_and_cpus(make_spec, folder, monkeypatch):
     monkeypatch.setattr(sharing, "memory_of_gpus", lambda: [5, 3])
-    found = sharing.look(str(folder), num_gpus=2, num_cpus=2)
-    assert found == Room(gpu_bytes=3, cpus_per_gpu=1, weight_bytes=1 << 20)
+    found = sharing.look(make_spec(model=str(folder)), num_gpus=2, num_cpus=2)
+    assert found == Room(gpu_bytes=3, cpus_per_gpu=1, weight_bytes=2_000_000)

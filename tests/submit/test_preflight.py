@@ -46,7 +46,7 @@ def test_a_cluster_that_is_away_fails_its_own_check_only(spec):
         raise UnreachableError("no cluster answers at http://head:8265")
 
     found = preflight(spec, HERE, away, PACKAGE)
-    said = ["failed", "unknown", "ok", "ok", "ok", "unknown", "ok"]
+    said = ["failed", "unknown", "ok", "ok", "ok", "unknown", "ok", "ok"]
     assert list(outcomes(found).values()) == said
     assert found[1].text == "the cluster's nodes: it does not answer; the job plans its replicas again when it starts"
 
@@ -95,7 +95,7 @@ def test_a_cluster_that_hangs_fails_after_the_limit(spec, hang):
 
 
 @pytest.mark.usefixtures("_brief")
-@pytest.mark.parametrize("name", ["list_input", "ask_capacity", "ask_output", "ask_model", "ask_package"])
+@pytest.mark.parametrize("name", ["list_input", "ask_capacity", "ask_output", "ask_model", "ask_engine", "ask_package"])
 def test_another_check_that_hangs_is_unknown_after_the_limit(spec, asked, hang, monkeypatch, name):
     monkeypatch.setattr(probes_module, name, lambda *_, **_options: hang())
     name = name.removeprefix("ask_").removeprefix("list_")

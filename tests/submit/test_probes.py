@@ -139,6 +139,17 @@ def test_a_cluster_that_does_not_tell_its_nodes_fails(probe, asked):
     )
 
 
+def test_engine_arguments_that_are_written_most_are_not_asked_about(probe):
+    found = probe("engine", engine={"tensor_parallel_size": 2, "max_model_len": 4096, "dtype": "float16"})
+    assert found.outcome == "ok"
+
+
+def test_other_engine_arguments_are_left_to_the_clusters_vllm(probe):
+    found = probe("engine", engine={"max_model_len": 4096, "some_new_one": 1, "kda_backend": "x"})
+    says = "engine.kda_backend, engine.some_new_one: arguments that the cluster's vLLM knows, or not; the replicas ask"
+    assert (found.outcome, found.elsewhere, found.text.startswith(says)) == ("unknown", True, True)
+
+
 def test_the_package_tells_its_size(probe, spec):
     found = probe("package")
     package = stage(spec)
