@@ -11,11 +11,12 @@ from zoneinfo import ZoneInfo
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from rayferry.job import templates
 from rayferry.job.errors import SpecError
 from rayferry.job.explain import explain
 from rayferry.job.spec import Duration, JobSpec, parse, seconds
 from rayferry.job.typed import Typed
-from rayferry.submit.schedule import templates, times
+from rayferry.submit.schedule import times
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _REFERENCE = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*")
