@@ -13,7 +13,7 @@ from rayferry.job.errors import SpecError
 _MARKS = ("{{", "{%", "{#")
 
 
-def fill(job: Mapping[str, Any], name: str, scheduled_time: datetime) -> dict[str, Any]:
+def fill(job: object, name: str, scheduled_time: datetime) -> Any:
     """A job's values with the templates filled in; `input.template`, which is one over columns, stays as it is.
 
     Args:
@@ -24,17 +24,14 @@ def fill(job: Mapping[str, Any], name: str, scheduled_time: datetime) -> dict[st
     Raises:
         SpecError: a template fails.
     """
+    if not isinstance(job, Mapping):
+        return job  # the validation says what is wrong with it
     filled = deepcopy(dict(job))
     values = {"scheduled_time": scheduled_time, "schedule": name}
     for place, key, path in _places(filled):
         if isinstance(place[key], str):
             place[key] = _text(place[key], path, values)
     return filled
-
-
-def is_template(job: Mapping[str, Any]) -> bool:
-    """True if any value of the job depends on the scheduled time or the schedule."""
-    return any(isinstance(place[key], str) and _has_mark(place[key]) for place, key, _ in _places(deepcopy(dict(job))))
 
 
 def put_back(job: dict[str, Any], templates: Mapping[str, Any]) -> dict[str, Any]:

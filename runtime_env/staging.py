@@ -71,6 +71,12 @@ def stage(spec: JobSpec, values: Mapping[str, Any] | None = None) -> Package:
     if theirs_by_name := names_of(spec.runtime_env):
         job["runtime_env"] = job["runtime_env"] | theirs_by_name
     contents[SPEC_NAME] = json.dumps(job, indent=1, sort_keys=True, ensure_ascii=False).encode()
+    files = tuple((name, len(content)) for name, content in sorted(contents.items()))
+    return Package(zipped(contents), files, tuple(sorted(theirs.left_out)))
+
+
+def zipped(contents: Mapping[str, bytes]) -> bytes:
+    """A deflated zip of names and what they hold, whose bytes depend on nothing else."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for name, content in sorted(contents.items()):
@@ -79,8 +85,7 @@ def stage(spec: JobSpec, values: Mapping[str, Any] | None = None) -> Package:
             entry.external_attr = _MODE
             entry.create_system = 3  # Unix, wherever it is made
             archive.writestr(entry, content)
-    files = tuple((name, len(content)) for name, content in sorted(contents.items()))
-    return Package(buffer.getvalue(), files, tuple(sorted(theirs.left_out)))
+    return buffer.getvalue()
 
 
 def _bare(source: bytes) -> bytes:

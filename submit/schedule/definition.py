@@ -14,8 +14,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from rayferry.job import templates
 from rayferry.job.errors import SpecError
 from rayferry.job.explain import explain
-from rayferry.job.spec import Duration, JobSpec, parse, seconds
+from rayferry.job.spec import Duration, JobSpec, seconds
 from rayferry.job.typed import Typed
+from rayferry.submit.options import validated
 from rayferry.submit.schedule import times
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -76,7 +77,7 @@ class Schedule(Typed):
     @field_validator("name")
     @classmethod
     def _safe_name(cls, value: str) -> str:
-        if not _NAME.fullmatch(value):
+        if not is_name(value):
             msg = "must be letters, digits, '.', '_' and '-', at most 63, beginning with a letter or a digit"
             raise ValueError(msg)
         return value
@@ -116,6 +117,11 @@ class Schedule(Typed):
     def to_json(self) -> dict[str, Any]:
         """As it lies in the store."""
         return self.model_dump(mode="json")
+
+
+def is_name(text: str) -> bool:
+    """True if a schedule may be called so: the name becomes part of keys, ids and files."""
+    return _NAME.fullmatch(text) is not None
 
 
 def make(values: Mapping[str, Any], origin: str) -> Schedule:
@@ -159,9 +165,9 @@ def render(schedule: Schedule, scheduled_time: datetime) -> JobSpec:
     return render_job(schedule.job, schedule.name, scheduled_time.astimezone(schedule.zone))
 
 
-def render_job(job: Mapping[str, Any], name: str, scheduled_time: datetime) -> JobSpec:
+def render_job(job: object, name: str, scheduled_time: datetime) -> JobSpec:
     """The same of a job's values alone; `scheduled_time` in the schedule's zone."""
-    return parse(templates.fill(job, name, scheduled_time), f"schedule {name}")
+    return validated(templates.fill(job, name, scheduled_time), f"schedule {name}")
 
 
 def submission_id(schedule: Schedule, scheduled_time: datetime) -> str:
