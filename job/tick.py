@@ -73,7 +73,8 @@ class Tick:
         """
         moment = self.scheduled_time or _time_of_kuberay()
         moment = moment.replace(tzinfo=moment.tzinfo or UTC)
-        return templates.fill(job, self.schedule, moment.astimezone(self._zone()))
+        filled: dict[str, Any] = templates.fill(job, self.schedule, moment.astimezone(self._zone()))
+        return filled
 
     def _zone(self) -> ZoneInfo:
         try:

@@ -11,7 +11,7 @@ import click
 
 from rayferry.job import VERSION
 from rayferry.job.errors import RayferryError, SpecError
-from rayferry.submit import cli_doctor, cli_jobs, cli_local, cli_schedule, signals, streams
+from rayferry.submit import cli_doctor, cli_export, cli_jobs, cli_local, cli_schedule, signals, streams
 from rayferry.submit.cli_shared import (
     Flags,
     address_of,
@@ -80,6 +80,8 @@ def main() -> None:
 @click.option("--submission-id", metavar="ID", help="The job's id; by default name, time and six hex digits.")
 @earlier_option
 @click.option("--dry-run", is_flag=True, help="Print what would be sent, as JSON; touch no network.")
+@click.option("--export", "target", type=click.Choice(["kuberay"]), help="Submit nothing; print a RayJob of KubeRay.")
+@cli_export.kuberay_options
 @click.option("--no-wait", is_flag=True, help="Return once the job is submitted; print its id.")
 @click.option("--raw", is_flag=True, help="Show all of the job's log, Ray's and vLLM's lines too.")
 @timeout_option
@@ -92,6 +94,10 @@ def submit(
     submission_id: str | None,
     earlier: "Earlier",
     dry_run: bool,
+    target: str | None,
+    package_uri: str | None,
+    image: str | None,
+    pods: tuple[str, ...],
     no_wait: bool,
     raw: bool,
     timeout: str | None,
@@ -104,6 +110,12 @@ def submit(
     from rayferry.submit.options import load_job
 
     spec = load_job(job, sets)
+    if target is not None:
+        cli_export.export_job(spec, package_uri, image, pods, dry_run=dry_run)
+        return
+    if package_uri is not None or image is not None or pods:
+        msg = "--package-uri, --image and --pod say how to export: give --export kuberay, or leave them out"
+        raise SpecError(msg)
     timeout_s = seconds_of(timeout)
     if no_wait and timeout is not None:
         msg = "--timeout is how long to follow, and --no-wait does not follow; leave one out (the job's own: timeout)"
@@ -270,5 +282,7 @@ def init(path: Path, force: bool) -> None:
     report.datum(str(path))
 
 
+for _command in cli_export.COMMANDS:
+    cli_schedule.schedule.add_command(_command)
 for _command in (*cli_jobs.COMMANDS, *cli_schedule.COMMANDS, *cli_local.COMMANDS, *cli_doctor.COMMANDS):
     main.add_command(_command)
