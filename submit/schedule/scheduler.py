@@ -135,7 +135,7 @@ class Scheduler:
         self.submit(schedule, entry, now)
 
     def submit(self, schedule: Schedule, entry: Entry[Firing], now: datetime, *, is_patient: bool = True) -> Firing:
-        """Starts the run of a firing that is claimed; gives what was written of it. Who is patient tries again later."""
+        """Starts the run of a firing that is claimed; gives what was written of it. The patient try again."""
         firing = entry.value
         try:
             address = self._runs.start(firing)

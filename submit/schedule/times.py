@@ -8,7 +8,7 @@ The expression is CronSim's, which takes what Debian's cron takes. What it is as
 """
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from zoneinfo import ZoneInfo
 
@@ -16,6 +16,7 @@ from cronsim import CronSim, CronSimError
 
 _NUM_FIELDS = 5
 _HOURS = 1
+_SECOND = timedelta(seconds=1)
 _PROBE = datetime(2024, 1, 1, tzinfo=UTC)  # any time will do: CronSim looks fifty years ahead
 
 
@@ -75,13 +76,35 @@ def fire_times(cron: str, where: ZoneInfo, after: datetime) -> Iterator[datetime
         after: with a time zone.
     """
     last = after.astimezone(UTC)
-    local = after.astimezone(where)
-    by_wall = cron.split()[_HOURS] != "*"
-    for found in CronSim(cron, local.replace(tzinfo=None, fold=0) if by_wall else local):
-        tick = (_instant(found, where) if by_wall else found).astimezone(UTC)
+    found = (_by_real_time if cron.split()[_HOURS] == "*" else _by_the_wall)(cron, where, last)
+    for tick in found:
         if tick > last:  # a time that was left out falls together with others; a repeated one may lie before `after`
             last = tick
             yield tick
+
+
+def _by_the_wall(cron: str, where: ZoneInfo, after: datetime) -> Iterator[datetime]:
+    for wall in CronSim(cron, after.astimezone(where).replace(tzinfo=None, fold=0)):
+        yield _instant(wall, where)
+
+
+def _by_real_time(cron: str, where: ZoneInfo, after: datetime) -> Iterator[datetime]:
+    """From change to change of the clock, CronSim counts in a zone that has none.
+
+    Across one it would count by itself, but leave out the second 01:30 where the clock goes back half an hour.
+    """
+    at, offset = after, _offset(after, where)
+    while True:
+        for wall in CronSim(cron, at.replace(tzinfo=None) + offset):
+            tick = (wall - offset).replace(tzinfo=UTC)
+            if _offset(tick, where) != offset:
+                change = _change(at, tick, where)
+                at, offset = change - _SECOND, _offset(change, where)
+                break
+            yield tick
+            at = tick
+        else:
+            return
 
 
 def next_times(cron: str, where: ZoneInfo, after: datetime, num: int) -> list[datetime]:
@@ -91,17 +114,25 @@ def next_times(cron: str, where: ZoneInfo, after: datetime, num: int) -> list[da
 
 def _instant(wall: datetime, where: ZoneInfo) -> datetime:
     """What a clock on the wall means: of two moments the first; of none, the moment at which the clock jumps."""
-    moment = wall.replace(tzinfo=where, fold=0)
-    as_utc = moment.astimezone(UTC)
-    back = as_utc.astimezone(where)
-    if back.replace(tzinfo=None) == wall:
-        return as_utc
+    moment = wall.replace(tzinfo=where, fold=0).astimezone(UTC)
+    if moment.astimezone(where).replace(tzinfo=None, fold=0) == wall:
+        return moment
     # One of the two offsets puts it before the jump, the other one behind it.
-    low, high = wall.replace(tzinfo=where, fold=1).astimezone(UTC), as_utc
-    before = low.astimezone(where).utcoffset()
-    while (high - low).total_seconds() > 1:
+    return _change(wall.replace(tzinfo=where, fold=1).astimezone(UTC), moment, where)
+
+
+def _offset(moment: datetime, where: ZoneInfo) -> timedelta:
+    return moment.astimezone(where).utcoffset() or timedelta()
+
+
+def _change(low: datetime, high: datetime, where: ZoneInfo) -> datetime:
+    """The first moment after `low` whose offset is not that of `low`; that of `high` is not."""
+    before = _offset(low, where)
+    while high - low > _SECOND:
         middle = (low + (high - low) / 2).replace(microsecond=0)
-        if middle.astimezone(where).utcoffset() == before:
+        if middle <= low:
+            break
+        if _offset(middle, where) == before:
             low = middle
         else:
             high = middle
