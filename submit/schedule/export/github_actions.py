@@ -33,13 +33,16 @@ def export(schedule: Schedule, starting: Starting) -> Export:
     if schedule.track:
         msg = f"{schedule.name}: GitHub's machines cannot see {schedule.job_path}; add the schedule without --track"
         raise SpecError(msg)
+    command = shell(starting.follow(schedule))
+    if "${{" in command:
+        raise SpecError(f"{schedule.name}: GitHub would take a part of this for a template: {command}; rename it")
     secrets = starting.variables(schedule, _ALWAYS)
     steps: list[dict[str, Any]] = [
         {"uses": "actions/setup-python@v6", "with": {"python-version": _PYTHON}},
         {"run": f"pip install rayferry=={VERSION}"},
         {
             "name": "Fire the tick, if nobody did, and follow its run",
-            "run": shell(starting.follow(schedule)),
+            "run": command,
             "env": {name: f"${{{{ secrets.{name} }}}}" for name in secrets},
         },
     ]
