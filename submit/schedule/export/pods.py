@@ -83,9 +83,7 @@ def ray_cluster(spec: JobSpec, pods: Pods, secret: str) -> dict[str, Any]:
         raise SpecError(f"engine: a replica of {spec.engine.world_size} GPUs, and resources.device says cpu")
     cpus = pods.cpus or _CPUS_PER_GPU * gpus or _CPUS_WITHOUT_GPU
     if gpus > 1 and cpus <= gpus:
-        raise SpecError(
-            f"--pod cpus={cpus}: each of a replica's {gpus} GPUs needs a CPU beside it, and reading one more"
-        )
+        raise SpecError(f"--pod cpus={cpus}: a replica needs a CPU for each of its {gpus} GPUs, and one to read with")
     resources = {"cpu": str(cpus), "memory": pods.memory or f"{_GIB_PER_GPU * max(1, gpus)}Gi"}
     if gpus:
         resources[_GPU] = str(gpus)

@@ -20,11 +20,14 @@ _SHARED_FROM = 200  # characters of a part from which on it is written once
 _SOURCE = "Keys and types of KubeRay's CRDs: https://github.com/ray-project/kuberay (Apache License 2.0)"
 
 
-def crd_folder():
+def _crd_folder():
     """Where KubeRay's CRDs are, if they are at hand."""
     beside = Path(__file__).parents[4].parent / "shared" / "kuberay"
     folder = Path(os.environ.get("RAYFERRY_KUBERAY_CRDS", beside))
     return folder if all((folder / name).is_file() for name in _FILES) else None
+
+
+CRDS = _crd_folder()  # before a test's clean environment
 
 
 def reduced(folder):
@@ -64,8 +67,7 @@ def reduced(folder):
 
 def strict_schema(kind):
     """A JSON Schema of one kind of manifest."""
-    folder = crd_folder()
-    value = reduced(folder) if folder else json.loads(FIXTURE.read_text())
+    value = reduced(CRDS) if CRDS else json.loads(FIXTURE.read_text())
     return _closed({"$defs": value["$defs"], **value[kind]})
 
 
