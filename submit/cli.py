@@ -111,6 +111,9 @@ def submit(
 
     spec = load_job(job, sets)
     if target is not None:
+        if no_wait or raw or timeout or submission_id or skip or earlier.words:
+            msg = "--export submits nothing: leave out what says how to submit or to follow (a RayJob always resumes)"
+            raise SpecError(msg)
         cli_export.export_job(spec, package_uri, image, pods, dry_run=dry_run)
         return
     if package_uri is not None or image is not None or pods:

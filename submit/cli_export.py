@@ -52,9 +52,7 @@ def kuberay_options(command: Callable[P, R]) -> Callable[P, R]:
     type=click.Choice(["kuberay", "cron", "systemd", "github-actions", "airflow"]),
     help="The system that is to start the runs.",
 )
-@click.option(
-    "--output", type=click.Path(path_type=Path), metavar="FOLDER", help="Write files there; print paths."
-)
+@click.option("--output", type=click.Path(path_type=Path), metavar="FOLDER", help="Write files there; print paths.")
 @click.option("--program", metavar="PATH", help="Where that system finds rayferry; for cron and systemd this one.")
 @kuberay_options
 @click.option("--dry-run", is_flag=True, help="kuberay: put no package into S3.")
