@@ -101,8 +101,8 @@ def jitter(schedule: Schedule, tick: datetime) -> timedelta:
 
 
 def decide(known: Known, now: datetime) -> list[Action]:
-    """What is to be done now, in this order."""
-    actions: list[Action] = []
+    """What is to be done now, in this order: first what keeps the next look short."""
+    actions: list[Action] = [*_advance(known, now)]
     busy: dict[datetime, Firing] = {}
     for tick, firing in sorted(known.firings.items()):
         standing = known.standing.get(tick, "unknown")
@@ -118,7 +118,7 @@ def decide(known: Known, now: datetime) -> list[Action]:
             busy[tick] = firing
     if not known.schedule.paused:
         actions += _of_ticks(known, busy, now)
-    return [*actions, *_advance(known, now)]
+    return actions
 
 
 def _is_next(firing: Firing, now: datetime) -> bool:

@@ -67,8 +67,8 @@ def forever(scheduler: Scheduler, every_s: float = EVERY_S, over: threading.Even
 
 def until_interrupted(scheduler: Scheduler, every_s: float) -> None:
     """The same for a command: SIGTERM and Ctrl-C end it well, and what it submitted goes on."""
-    report.note(f"scheduler {scheduler.owner} on {scheduler.book.store.uri}, every {every_s:g} s; Ctrl-C ends it")
     try:
+        report.note(f"scheduler {scheduler.owner} on {scheduler.book.store.uri}, every {every_s:g} s; Ctrl-C ends it")
         forever(scheduler, every_s)
     except KeyboardInterrupt:
         report.note("ended; what it submitted goes on, and the next scheduler writes down what came of it")

@@ -15,8 +15,8 @@ from rayferry.submit.schedule.store import open_store
 from .conftest import START
 
 NUM_SCHEDULERS = 5
-KILLED = 0.04  # of all steps
-STEPS_A_TICK = 16
+KILLED = 0.02  # of all steps
+STEPS_A_TICK = 25
 MOST_STEPS = 100_000
 
 
@@ -134,20 +134,16 @@ def play(store, schedule, *, seed, num_ticks, overlap, longest_s):
     """Lets the schedulers work until so many ticks are settled; gives what happened, and the store."""
     world, book = World(store, seed), Book(store)
     world.longest_s = longest_s
-    entry = book.put_schedule(schedule(overlap=overlap, catch_up="all"), None)
+    book.put_schedule(schedule(overlap=overlap, catch_up="all"), None)
     actors = [Actor(world, number) for number in range(NUM_SCHEDULERS)]
-    last = START + timedelta(minutes=num_ticks)
     try:
         for number in range(MOST_STEPS):
             dies = world.random.random() < KILLED
             world.num_kills += dies
             world.random.choice(actors).move(dies=dies)
             world.now += timedelta(seconds=60 / STEPS_A_TICK)
-            if entry is not None and world.now > last + timedelta(seconds=30) and overlap == "allow":
-                book.put_schedule(entry.value.model_copy(update={"paused": True}), entry.tag)  # no more ticks
-                entry = None
-            if number % 100 == 0 and world.now > last and len(world.started) >= num_ticks and _is_done(book, num_ticks):
-                return world, book
+            if number % 200 == 0 and len(world.started) >= num_ticks and _is_done(book, num_ticks):
+                return world, book  # the clock goes on, and a few more ticks with it
         raise AssertionError(f"not done after {MOST_STEPS} steps: {world.said[-20:]}")
     finally:
         world.is_over = True
@@ -174,7 +170,7 @@ def check(world, book, num_ticks):
 
 @pytest.mark.parametrize("seed", [1])
 def test_each_of_200_ticks_is_fired_once_and_none_is_lost(bucket_uri, schedule, seed):
-    world, book = play(open_store(bucket_uri), schedule, seed=seed, num_ticks=200, overlap="allow", longest_s=400)
+    world, book = play(open_store(bucket_uri), schedule, seed=seed, num_ticks=200, overlap="allow", longest_s=60)
     check(world, book, 200)
     assert world.num_kills > 50
 
