@@ -166,10 +166,13 @@ def _show(made: "Export", output: Path | None) -> None:
 @click.option(
     "--scheduled-time", metavar="TIME", help="The newest tick not later than this, such as 2027-01-31T02:00:00Z."
 )
+@click.option("--allow-commands", is_flag=True, help="Run --on-failure-command of a shared store here.")
 @address_option
 @store_option
 @json_option
-def follow(name: str, scheduled_time: str | None, address: Flags, store: str | None, as_json: bool) -> None:
+def follow(
+    name: str, scheduled_time: str | None, allow_commands: bool, address: Flags, store: str | None, as_json: bool
+) -> None:
     """Fire a schedule's newest tick, if nobody did, and wait for the end of its run.
 
     For a system with a clock of its own. Ends as `submit` does; with 0 if the tick has no run.
@@ -187,7 +190,7 @@ def follow(name: str, scheduled_time: str | None, address: Flags, store: str | N
         raise SpecError(msg)
     tunnelled = address_of(address) if address.cluster else None  # one, as long as the command goes on
     runs = RayRuns(lambda named: tunnelled or address_of(address, named))
-    scheduler = Scheduler(book, runs, own_commands=not s3.is_s3(book.store.uri))
+    scheduler = Scheduler(book, runs, own_commands=allow_commands or not s3.is_s3(book.store.uri))
     end = one_tick.follow(scheduler, name, tick)
     if end.firing is None:
         report.note(f"no run: {end.reason}")

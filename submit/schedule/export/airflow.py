@@ -62,7 +62,10 @@ def export(schedule: Schedule, starting: Starting) -> Export:
         f"Rayferry schedule {schedule.name}: {schedule.cron} ({schedule.timezone})",
         "Rayferry itself sees to overlap, jitter, retries and on_failure, as the schedule says.",
     )
-    return Export({f"rayferry_{_module(schedule.name)}.py": commented(told) + text}, _notes(starting, names))
+    return Export(
+        {f"rayferry_{_module(schedule.name)}.py": commented(told) + text},
+        (*_notes(starting, names), *starting.notes(schedule)),
+    )
 
 
 def _module(name: str) -> str:

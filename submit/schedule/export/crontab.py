@@ -29,4 +29,4 @@ def export(schedule: Schedule, starting: Starting) -> Export:
     )
     text = f"{commented(told)}{field} * * * * {command.replace('%', _PERCENT)}\n"
     notes = (f"put it into a crontab: crontab -l | cat - rayferry-{schedule.name}.cron | crontab -",)
-    return Export({f"rayferry-{schedule.name}.cron": text}, notes)
+    return Export({f"rayferry-{schedule.name}.cron": text}, (*notes, *starting.notes(schedule)))

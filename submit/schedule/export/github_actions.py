@@ -57,7 +57,9 @@ def export(schedule: Schedule, starting: Starting) -> Export:
     }
     told = (f"Rayferry schedule {schedule.name}: {schedule.cron} ({schedule.timezone})",)
     name = f".github/workflows/rayferry-{schedule.name}.yml"
-    return Export({name: commented(told) + to_yaml(workflow)}, tuple(_notes(schedule, name, secrets)))
+    return Export(
+        {name: commented(told) + to_yaml(workflow)}, (*_notes(schedule, name, secrets), *starting.notes(schedule))
+    )
 
 
 def _notes(schedule: Schedule, name: str, secrets: list[str]) -> list[str]:

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from rayferry.submit import s3
 from rayferry.submit.schedule.definition import Schedule
 
 TEND_MINUTES = 5  # under the ten by which a tick may be late
@@ -36,6 +37,12 @@ class Starting:
     def follow(self, schedule: Schedule) -> list[str]:
         """Fires the newest tick if nobody did, and follows its run to the end."""
         return [self.program, "schedule", "follow", schedule.name, "--store", self.store_uri]
+
+    def notes(self, schedule: Schedule) -> tuple[str, ...]:
+        """What is to be decided about the command."""
+        if schedule.on_failure is None or schedule.on_failure.command is None or not s3.is_s3(self.store_uri):
+            return ()
+        return ("on_failure: a command of a shared store is run only if --allow-commands is added to the line",)
 
     def variables(self, schedule: Schedule, always: Collection[str] = ()) -> list[str]:
         """Names of variables that the commands need; their values are never looked at."""

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from rayferry.submit.schedule.export import crontab
+from rayferry.submit.schedule.export import airflow, crontab, github_actions, systemd
 from rayferry.submit.schedule.export.fields import parse
 from rayferry.submit.schedule.export.starting import Starting
 from rayferry.submit.schedule.times import fire_times
@@ -73,6 +73,12 @@ def test_variables_come_from_a_file_of_the_user(schedule, started, tmp_path):
 def test_no_value_of_a_variable_is_in_it(schedule):
     made = crontab.export(schedule(), Starting("/srv/store", set_here=("AWS_SECRET_ACCESS_KEY",)))
     assert "AWS_SECRET_ACCESS_KEY" not in str(made)
+
+
+@pytest.mark.parametrize("system", [airflow, crontab, github_actions, systemd])
+def test_a_command_on_failure_of_a_shared_store_is_pointed_out(schedule, system):
+    made = schedule(on_failure={"command": "true"})
+    assert any("--allow-commands" in note for note in system.export(made, Starting("s3://bucket/s/")).notes)
 
 
 @pytest.mark.skipif(shutil.which("crontab") is None, reason="no cron here")

@@ -75,14 +75,6 @@ def test_a_schedules_job_fills_in_its_templates_on_the_cluster_under_the_id_that
     assert (info.driver_exit_code, info.metadata["rayferry_name"]) == (1, "nightly")
 
 
-def test_a_job_that_kuberay_did_not_start_says_what_is_missing(stack, rayferry, job_path, bucket_uri):
-    rayferry("schedule", "add", "nightly", job_path, "--cron", "0 2 * * *")
-    made = rayferry("schedule", "export", "nightly", "--to", "kuberay", "--package-uri", bucket_uri)
-    _, info, log = carried_out(stack, yaml.safe_load(made.stdout)["spec"]["jobTemplate"])
-    assert "the scheduled time is not known, as the job runs in no RayCluster of KubeRay" in log
-    assert info.driver_exit_code == 1
-
-
 def test_a_plain_job_runs_from_its_package_in_s3(stack, rayferry, job_path, bucket_uri):
     sets = [word for part in ("in", "out") for word in ("--set", f"{part}put.uri={bucket_uri}/{part}/")]
     made = rayferry("submit", job_path, *sets, "--export", "kuberay", "--package-uri", bucket_uri)
