@@ -11,7 +11,16 @@ import click
 
 from rayferry.job import VERSION
 from rayferry.job.errors import RayferryError, SpecError
-from rayferry.submit import cli_doctor, cli_export, cli_jobs, cli_local, cli_schedule, signals, streams
+from rayferry.submit import (
+    cli_doctor,
+    cli_export,
+    cli_jobs,
+    cli_local,
+    cli_schedule,
+    cli_schedule_run,
+    signals,
+    streams,
+)
 from rayferry.submit.cli_shared import (
     Flags,
     address_of,
@@ -285,7 +294,7 @@ def init(path: Path, force: bool) -> None:
     report.datum(str(path))
 
 
-for _command in cli_export.COMMANDS:
+for _command in (*cli_schedule_run.COMMANDS, *cli_export.COMMANDS):
     cli_schedule.schedule.add_command(_command)
 for _command in (*cli_jobs.COMMANDS, *cli_schedule.COMMANDS, *cli_local.COMMANDS, *cli_doctor.COMMANDS):
     main.add_command(_command)

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 
 from rayferry.job.errors import RayferryError, SpecError
 from rayferry.job.spec import parse
-from rayferry.submit import report
+from rayferry.submit import report, s3
 from rayferry.submit.config import NoClusterError
 from rayferry.submit.schedule import hooks
 from rayferry.submit.schedule.book import Book, CorruptError, Entry
@@ -73,7 +73,11 @@ class Scheduler:
         except CorruptError as error:
             self._tell_once(name, str(error))
             self._mark(name, Broken(at=stamp(now), kind="store", error=str(error)))
-            return 0
+        except s3.StorageError:
+            raise
+        except RayferryError as error:
+            self._tell_once(name, str(error))
+        return 0
 
     def _tend(self, name: str, now: datetime) -> int:
         entry = self.book.schedule(name)

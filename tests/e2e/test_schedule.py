@@ -15,6 +15,8 @@ import pytest
 from rayferry.submit import s3
 from rayferry.submit.client import Cluster
 from rayferry.submit.collect import preview
+from rayferry.submit.schedule.book import Book
+from rayferry.submit.schedule.store import open_store
 
 LAPTOP = Path(__file__).parent.parent / "chaos" / "laptop.py"
 NUM_MINUTES = 5
@@ -65,7 +67,7 @@ def states(name):
 
 
 @pytest.mark.e2e
-def test_a_triggered_run_is_followed_to_its_end_by_a_scheduler_on_the_cluster(stack, place):
+def test_a_scheduler_on_the_cluster_fires_ticks_and_follows_what_a_laptop_triggered(stack, place):
     _, job = place
     assert datum("schedule", "add", "nightly", job, "--cron", "0 2 1 1 *") == "nightly"
     submission_id = datum("schedule", "trigger", "nightly")
@@ -80,6 +82,18 @@ def test_a_triggered_run_is_followed_to_its_end_by_a_scheduler_on_the_cluster(st
     assert firing["result"]["counts"] == {"total": 3, "succeeded": 3, "failed": 0}
     texts = preview(firing["output_uri"], 10).column("generated_text").to_pylist()
     assert sorted(texts) == ["PROMPT 0", "PROMPT 1", "PROMPT 2"]
+
+    # it submits by itself, too: a tick that was due before it came
+    datum("schedule", "add", "hourly", job, "--cron", "0 * * * *", "--catch-up", "latest")
+    book = Book(open_store(os.environ["RAYFERRY_SCHEDULES"]))
+    entry = book.schedule("hourly")
+    book.put_schedule(entry.value.model_copy(update={"since": "2026-01-01T00:00:00Z"}), entry.tag)
+    until(lambda: states("hourly") == ["submitted"], 120)
+    (firing,) = json.loads(datum("schedule", "history", "hourly", "--json"))
+    assert firing["scheduled_time"].endswith(":00:00Z")
+    assert firing["address"] == stack.address
+    datum("stop", firing["submission_id"])
+    until(lambda: states("hourly") == ["stopped"], 120)
 
     assert json.loads(datum("schedule", "list", "--json"))["scheduler"]["status"] == "RUNNING"
     datum("stop", scheduler)
