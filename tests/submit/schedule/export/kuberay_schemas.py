@@ -5,6 +5,7 @@ KubeRay's CRDs where these are at hand (RAYFERRY_KUBERAY_CRDS names their folder
 types of theirs, and which `python kuberay_schemas.py FOLDER` writes anew.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -30,6 +31,7 @@ def _crd_folder():
 CRDS = _crd_folder()  # before a test's clean environment
 
 
+@functools.cache
 def reduced(folder):
     """Keys and types of the CRDs, each larger part once."""
     parts = {}
