@@ -7,6 +7,7 @@ over does nothing; `on_failure` alone may be called twice, if a scheduler dies j
 
 import secrets
 import socket
+import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
@@ -141,6 +142,7 @@ class Scheduler:
     def submit(self, schedule: Schedule, entry: Entry[Firing], now: datetime, *, is_patient: bool = True) -> Firing:
         """Starts the run of a firing that is claimed; gives what was written of it. The patient try again."""
         firing = entry.value
+        began = time.monotonic()
         try:
             address = self._runs.start(firing)
         except RayferryError as error:
@@ -154,7 +156,8 @@ class Scheduler:
                 after = ended(firing, "refused", now, str(error))
             self._say(f"{firing.schedule} {firing.scheduled_time}: not submitted: {error}")
         else:
-            after = changed(firing, state="submitted", submitted_at=stamp(now), address=address, reason=None)
+            then = now + timedelta(seconds=time.monotonic() - began)
+            after = changed(firing, state="submitted", submitted_at=stamp(then), address=address, reason=None)
             self._say(f"{firing.schedule} {firing.scheduled_time}: submitted {name_of(firing)}")
         self.book.put_firing(after, entry.tag)
         return after

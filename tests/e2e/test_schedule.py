@@ -105,7 +105,7 @@ def test_a_scheduler_on_the_cluster_fires_ticks_and_follows_what_a_laptop_trigge
 
 
 @pytest.mark.chaos
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_schedule_of_each_minute_for_five_minutes(stack, place):
     bucket_uri, job = place
     datum("schedule", "add", "minutely", job, "--cron", "* * * * *", "--overlap", "allow", "--catch-up", "all")
@@ -114,7 +114,7 @@ def test_a_schedule_of_each_minute_for_five_minutes(stack, place):
     try:
         until(lambda: len(states("minutely")) >= NUM_MINUTES, 60 * (NUM_MINUTES + 3))
         datum("schedule", "pause", "minutely")
-        until(lambda: set(states("minutely")) == {"succeeded"}, 240)
+        until(lambda: set(states("minutely")) == {"succeeded"}, 900)
     finally:
         scheduler.send_signal(signal.SIGTERM)
         said = scheduler.communicate(timeout=60)[1]

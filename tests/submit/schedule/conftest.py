@@ -42,11 +42,9 @@ def schedule():
 
 
 @pytest.fixture(params=["folder", "s3"])
-def each_store(request, tmp_path):
+def each_store(request, tmp_path, bucket_uri):
     """The same store twice: on the disk, and on the real S3 server."""
-    if request.param == "folder":
-        return open_store(str(tmp_path / "store"))
-    return open_store(request.getfixturevalue("bucket_uri"))
+    return open_store(str(tmp_path / "store") if request.param == "folder" else bucket_uri)
 
 
 @pytest.fixture

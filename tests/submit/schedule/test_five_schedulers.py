@@ -168,11 +168,12 @@ def check(world, book, num_ticks):
     assert any("submitted" in line for line in world.said)
 
 
-@pytest.mark.parametrize("seed", [1])
-def test_each_of_200_ticks_is_fired_once_and_none_is_lost(bucket_uri, schedule, seed):
-    world, book = play(open_store(bucket_uri), schedule, seed=seed, num_ticks=200, overlap="allow", longest_s=60)
-    check(world, book, 200)
-    assert world.num_kills > 50
+@pytest.mark.parametrize(("num_ticks", "least_kills"), [(30, 5), pytest.param(200, 50, marks=pytest.mark.slow)])
+def test_each_tick_is_fired_once_and_none_is_lost(bucket_uri, schedule, num_ticks, least_kills):
+    store = open_store(bucket_uri)
+    world, book = play(store, schedule, seed=1, num_ticks=num_ticks, overlap="allow", longest_s=60)
+    check(world, book, num_ticks)
+    assert world.num_kills > least_kills
 
 
 def test_under_forbid_they_wait_for_each_other_and_none_is_lost(tmp_path, schedule):

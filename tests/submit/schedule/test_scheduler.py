@@ -200,6 +200,30 @@ def test_a_copy_stays_as_it_was_at_add(book, scheduler, schedule, tmp_path):
     assert book.firing("nightly", minute(1)).value.job["model"] == "org/model"
 
 
+def test_a_copy_that_was_changed_in_the_store_is_not_run(book, scheduler, runs, schedule):
+    one = schedule()
+    book.put_schedule(one.model_copy(update={"job": JOB | {"model": "org/other"}}), None)
+    scheduler.tend("nightly", minute(1))
+    assert (state(book, 1), runs.started) == ("refused", [])
+    assert "not the one that was added" in book.progress("nightly").value.broken.error
+
+
+def test_a_clock_that_was_set_back_is_told_once_and_fires_nothing(book, runs, schedule):
+    said = []
+    scheduler = Scheduler(book, runs, say=said.append)
+    book.put_schedule(schedule(), None)
+    for seconds in (0, 10):
+        scheduler.tend("nightly", minute(10, seconds))
+        runs.end()
+    scheduler.tend("nightly", minute(10, 20))
+    del said[:]
+    for seconds in (0, 10):
+        scheduler.tend("nightly", minute(5, seconds))
+    assert len(runs.started) == 1
+    assert len(said) == 1
+    assert "the clock here is behind" in said[0]
+
+
 @pytest.mark.parametrize("content", [None, "model: 3\n", "{", "- a\n"])
 def test_a_tracked_file_that_is_no_job_any_more_breaks_its_schedule_alone(
     book, scheduler, runs, schedule, tracked, content

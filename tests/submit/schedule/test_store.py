@@ -89,9 +89,10 @@ def test_a_store_that_is_read_only_is_told(tmp_path):
         open_store(str(tmp_path)).put("a/b.json", b"1", None)
 
 
-def test_a_bucket_that_is_not_there_is_told(stack):
-    with pytest.raises(s3.StorageError, match="no bucket"):
-        open_store("s3://no-such-bucket-here/x/").put("a/b.json", b"1", None)
+def test_an_s3_that_does_not_answer_is_told(bucket_uri, other_account):
+    other_account(AWS_ENDPOINT_URL="http://127.0.0.1:9")
+    with pytest.raises(s3.StorageError, match="does not answer"):
+        open_store(bucket_uri).put("a/b.json", b"1", None)
 
 
 def test_the_book_gives_back_what_was_put(each_store, schedule):
