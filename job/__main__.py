@@ -1,4 +1,7 @@
-"""The job's entrypoint, run on the cluster's head: `python -m rayferry.job spec.json --submission-id ID`."""
+"""The job's entrypoint, run on the cluster's head: `python -m rayferry.job spec.json --submission-id ID`.
+
+A job that no laptop submits has no `--submission-id`: Ray tells it. One of a schedule has `--schedule`; see `tick`.
+"""
 
 import argparse
 import functools
@@ -17,6 +20,7 @@ from rayferry.job.errors import RayferryError, SpecError, root_line
 from rayferry.job.log import counted, say
 from rayferry.job.outcome import Recorder, driver_log
 from rayferry.job.spec import JobSpec, parse
+from rayferry.job.tick import Tick, own_submission_id
 
 EXIT_TOO_MANY_ERRORS = 3
 EXIT_TIMED_OUT = 6
@@ -31,14 +35,17 @@ def main(arguments: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m rayferry.job")
     parser.add_argument("spec", type=Path)
-    parser.add_argument("--submission-id", required=True)
+    parser.add_argument("--submission-id", default=own_submission_id())
     Earlier.add_to(parser)
+    Tick.add_to(parser)
     options = parser.parse_args(arguments)
+    if options.submission_id is None:
+        parser.error("the following arguments are required outside of a job of Ray's: --submission-id")
     recorder = Recorder(options.submission_id, driver_log())
     signal.signal(signal.SIGTERM, functools.partial(_on_sigterm, recorder))
     timer: threading.Timer | None = None
     try:
-        spec = _read(options.spec)
+        spec = _read(options.spec, Tick.read(options))
         say(f"rayferry {VERSION}: {options.submission_id}")
         if spec.timeout_s:
             timer = threading.Timer(spec.timeout_s, _on_timeout, [spec.timeout, recorder])
@@ -74,13 +81,13 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _read(path: Path) -> JobSpec:
+def _read(path: Path, tick: Tick | None) -> JobSpec:
     try:
         data = json.loads(path.read_bytes())
     except ValueError as error:
         msg = f"{path}: not JSON: {error}"
         raise SpecError(msg) from error
-    return parse(data, str(path))
+    return parse(data if tick is None else tick.fill(data), str(path))
 
 
 def _on_sigterm(recorder: Recorder, _number: int, _frame: FrameType | None) -> None:

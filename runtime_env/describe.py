@@ -18,7 +18,7 @@ def describe(spec: JobSpec, package_name: str) -> dict[str, Any]:
 
     Args:
         spec: the job.
-        package_name: file name of the staged zip; the client puts its real place there.
+        package_name: file name of the staged zip, where the client puts its real place; or the URI that it has in S3.
 
     Returns:
         A value that Ray accepts and `json` can write. `env_vars` of the job file win over ours.
@@ -40,9 +40,10 @@ def describe(spec: JobSpec, package_name: str) -> dict[str, Any]:
     return env
 
 
-def entrypoint(submission_id: str, options: Sequence[str] = ()) -> str:
-    """The shell line that Ray runs in the unpacked package."""
-    return shlex.join(["python", "-m", "rayferry.job", SPEC_NAME, "--submission-id", submission_id, *options])
+def entrypoint(submission_id: str | None, options: Sequence[str] = ()) -> str:
+    """The shell line that Ray runs in the unpacked package; an id that is None the job asks Ray for."""
+    chosen = [] if submission_id is None else ["--submission-id", submission_id]
+    return shlex.join(["python", "-m", "rayferry.job", SPEC_NAME, *chosen, *options])
 
 
 def probe_entrypoint(names: Sequence[str], options: Sequence[str] = ()) -> str:

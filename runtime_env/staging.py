@@ -4,8 +4,10 @@ import hashlib
 import io
 import json
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import rayferry.job
 from rayferry.job.spec import JobSpec
@@ -42,12 +44,16 @@ class Package:
         return f"rayferry-{self.sha256[:16]}.zip"
 
 
-def stage(spec: JobSpec) -> Package:
+def stage(spec: JobSpec, values: Mapping[str, Any] | None = None) -> Package:
     """Builds the package of one job.
 
     The same spec and the same Rayferry give the same bytes on every machine: names are sorted, times and modes are
     fixed. Ray hashes a zip by its bytes, so that a package that the cluster has is not sent again.
     Source: https://docs.ray.io/en/latest/ray-core/handling-dependencies.html (working_dir as a local zip)
+
+    Args:
+        spec: the job.
+        values: what travels in its place, where the job fills in templates itself; see `rayferry.job.tick`.
 
     Raises:
         SpecError: a file of the user's cannot travel; see `user_files.gather`.
@@ -61,10 +67,16 @@ def stage(spec: JobSpec) -> Package:
     theirs = gather(spec.runtime_env)
     contents |= theirs.contents  # below names that are neither `rayferry` nor `spec.json`
     # Where the cluster is belongs to the laptop; the job is already there.
-    job = {key: value for key, value in spec.to_json().items() if key != "cluster"}
+    job = {key: value for key, value in (values or spec.to_json()).items() if key != "cluster"}
     if theirs_by_name := names_of(spec.runtime_env):
         job["runtime_env"] = job["runtime_env"] | theirs_by_name
     contents[SPEC_NAME] = json.dumps(job, indent=1, sort_keys=True, ensure_ascii=False).encode()
+    files = tuple((name, len(content)) for name, content in sorted(contents.items()))
+    return Package(zipped(contents), files, tuple(sorted(theirs.left_out)))
+
+
+def zipped(contents: Mapping[str, bytes]) -> bytes:
+    """A deflated zip of names and what they hold, whose bytes depend on nothing else."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for name, content in sorted(contents.items()):
@@ -73,8 +85,7 @@ def stage(spec: JobSpec) -> Package:
             entry.external_attr = _MODE
             entry.create_system = 3  # Unix, wherever it is made
             archive.writestr(entry, content)
-    files = tuple((name, len(content)) for name, content in sorted(contents.items()))
-    return Package(buffer.getvalue(), files, tuple(sorted(theirs.left_out)))
+    return buffer.getvalue()
 
 
 def _bare(source: bytes) -> bytes:

@@ -11,7 +11,16 @@ import click
 
 from rayferry.job import VERSION
 from rayferry.job.errors import RayferryError, SpecError
-from rayferry.submit import cli_doctor, cli_jobs, cli_local, signals, streams
+from rayferry.submit import (
+    cli_doctor,
+    cli_export,
+    cli_jobs,
+    cli_local,
+    cli_schedule,
+    cli_schedule_run,
+    signals,
+    streams,
+)
 from rayferry.submit.cli_shared import (
     Flags,
     address_of,
@@ -80,6 +89,8 @@ def main() -> None:
 @click.option("--submission-id", metavar="ID", help="The job's id; by default name, time and six hex digits.")
 @earlier_option
 @click.option("--dry-run", is_flag=True, help="Print what would be sent, as JSON; touch no network.")
+@click.option("--export", "target", type=click.Choice(["kuberay"]), help="Submit nothing; print a RayJob of KubeRay.")
+@cli_export.kuberay_options
 @click.option("--no-wait", is_flag=True, help="Return once the job is submitted; print its id.")
 @click.option("--raw", is_flag=True, help="Show all of the job's log, Ray's and vLLM's lines too.")
 @timeout_option
@@ -92,6 +103,10 @@ def submit(
     submission_id: str | None,
     earlier: "Earlier",
     dry_run: bool,
+    target: str | None,
+    package_uri: str | None,
+    image: str | None,
+    pods: tuple[str, ...],
     no_wait: bool,
     raw: bool,
     timeout: str | None,
@@ -104,6 +119,15 @@ def submit(
     from rayferry.submit.options import load_job
 
     spec = load_job(job, sets)
+    if target is not None:
+        if no_wait or raw or timeout or submission_id or skip or earlier.words:
+            msg = "--export submits nothing: leave out what says how to submit or to follow (a RayJob always resumes)"
+            raise SpecError(msg)
+        cli_export.export_job(spec, package_uri, image, pods, dry_run=dry_run)
+        return
+    if package_uri is not None or image is not None or pods:
+        msg = "--package-uri, --image and --pod say how to export: give --export kuberay, or leave them out"
+        raise SpecError(msg)
     timeout_s = seconds_of(timeout)
     if no_wait and timeout is not None:
         msg = "--timeout is how long to follow, and --no-wait does not follow; leave one out (the job's own: timeout)"
@@ -270,5 +294,7 @@ def init(path: Path, force: bool) -> None:
     report.datum(str(path))
 
 
-for _command in (*cli_jobs.COMMANDS, *cli_local.COMMANDS, *cli_doctor.COMMANDS):
+for _command in (*cli_schedule_run.COMMANDS, *cli_export.COMMANDS):
+    cli_schedule.schedule.add_command(_command)
+for _command in (*cli_jobs.COMMANDS, *cli_schedule.COMMANDS, *cli_local.COMMANDS, *cli_doctor.COMMANDS):
     main.add_command(_command)

@@ -226,11 +226,9 @@ def _outlived(info: JobInfo, timeout_s: float, see: str) -> str:
 
 def conclude(cluster: Cluster, info: JobInfo, *, as_json: bool = False) -> int:
     """Tells how an ended job ended. Returns the exit code."""
-    code = collect.exit_code(info)
-    manifest, missing = _manifest(info)
-    if code == 0 and isinstance(missing, s3.NotThereError) and _is_seen(cluster, info):
+    code, manifest, missing = judge(cluster, info)
+    if code != collect.exit_code(info):
         report.note(f"{info.submission_id} ended well, but there is no manifest: {missing}")
-        code = collect.EXIT_FAILED
     if code != 0 and not (code == collect.EXIT_TOO_MANY_ERRORS and (manifest or not _has_none(missing))):
         report.note(f"{info.submission_id} {_WORDS.get(info.status, info.status)}")
         if info.status == "FAILED":
@@ -250,6 +248,15 @@ def conclude(cluster: Cluster, info: JobInfo, *, as_json: bool = False) -> int:
     elif info.output_uri and (manifest or code == 0):
         report.datum(info.output_uri)
     return code
+
+
+def judge(cluster: Cluster, info: JobInfo) -> tuple[int, dict[str, Any] | None, RayferryError | None]:
+    """The exit code that an ended job means, its manifest, and why there is none; without one, no job ended well."""
+    code = collect.exit_code(info)
+    manifest, missing = _manifest(info)
+    if code == 0 and isinstance(missing, s3.NotThereError) and _is_seen(cluster, info):
+        code = collect.EXIT_FAILED
+    return code, manifest, missing
 
 
 def outcome(info: JobInfo, manifest: dict[str, Any] | None, code: int) -> dict[str, Any]:

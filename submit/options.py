@@ -56,6 +56,15 @@ def load_job(path: Path, sets: Sequence[str] = ()) -> JobSpec:
     Raises:
         SpecError: the file cannot be read, it or a change to it is not valid, or a file that it names is not there.
     """
+    return validated(read_job(path, sets), str(path) if not sets else f"{path} with --set")
+
+
+def read_job(path: Path, sets: Sequence[str] = ()) -> Any:
+    """What a job file holds, as values that are not validated.
+
+    Raises:
+        SpecError: the file cannot be read, or a change to it cannot be made.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -70,11 +79,20 @@ def load_job(path: Path, sets: Sequence[str] = ()) -> JobSpec:
     for assignment in sets:
         data = _assign(data, assignment)
     _place_files(data, path.parent)
-    spec = parse(data, str(path) if not sets else f"{path} with --set")
+    return data
+
+
+def validated(data: object, origin: str) -> JobSpec:
+    """The job that such values are; `origin` is where they came from, for the message.
+
+    Raises:
+        SpecError: they are none, or a file that they name is not there.
+    """
+    spec = parse(data, origin)
     try:
         json.dumps(spec.to_json(), ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:  # UnicodeEncodeError is one
-        msg = f"{path}: holds what cannot be sent: a value that contains itself, or half a character (such as \\ud800)"
+        msg = f"{origin}: holds what cannot be sent: a value inside of itself, or half a character (such as \\ud800)"
         raise SpecError(msg) from error
     check_there(spec.runtime_env)
     return spec

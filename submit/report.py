@@ -6,10 +6,6 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from rayferry.job.log import counted
 from rayferry.submit.streams import datum, note
 
@@ -36,6 +32,10 @@ def json_datum(value: object) -> None:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, to_stderr: bool = False) -> None:
     """Prints rows under headings, folded to the terminal's width; values are never read as markup."""
+    from rich.console import Console  # noqa: PLC0415  # a scheduler on a cluster draws none, and may be without it
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
     drawn = Table(*columns, show_lines=False, header_style="bold")
     for row in rows:
         drawn.add_row(*(Text(_visible("" if cell is None else cell), overflow="fold") for cell in row))

@@ -112,6 +112,23 @@ async def _refuse_redirect(*_: object) -> None:
     raise ClusterError(msg)
 
 
+def own_url() -> str:
+    """The dashboard's URL, of the cluster that this process is a driver of.
+
+    Source: `get_address_for_submission_client` asks the cluster in the same way (Ray 2.49 and 2.60).
+
+    Raises:
+        UnreachableError: it is no driver, or its cluster does not tell.
+    """
+    from ray.dashboard.utils import ray_address_to_api_server_url  # noqa: PLC0415  # Ray itself, not only its client
+
+    try:
+        return str(ray_address_to_api_server_url(os.environ.get("RAY_ADDRESS", "auto")))
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        msg = f"no cluster is found from here ({error}); this is for a job of one: leave --inside out"
+        raise UnreachableError(msg) from error
+
+
 class Transport:
     """Asks a cluster, and raises `ClusterError` in plain words, and nothing else.
 

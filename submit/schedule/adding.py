@@ -1,0 +1,113 @@
+"""Schedules as people change them: added, paused, triggered."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from rayferry.job import templates
+from rayferry.job.errors import RayferryError, SpecError
+from rayferry.submit.config import resolve_address
+from rayferry.submit.options import read_job
+from rayferry.submit.schedule import times
+from rayferry.submit.schedule.book import Book, Entry
+from rayferry.submit.schedule.definition import Schedule, make, moment, render_job, sha256_of, stamp
+from rayferry.submit.schedule.firing import claim
+from rayferry.submit.schedule.records import Firing, tick_of
+from rayferry.submit.schedule.scheduler import Scheduler
+
+_NUM_COMPARED = 50  # ticks whose outputs must differ
+_SECOND = timedelta(seconds=1)
+
+
+def add_schedule(book: Book, values: Mapping[str, Any], job: Path, now: datetime | None = None) -> Schedule:
+    """Validates a schedule and its job, and writes it; one of the same name is changed.
+
+    Raises:
+        SpecError: something in it is not valid.
+        RayferryError: the store cannot be used, or somebody else changed it just now.
+    """
+    time = stamp(now or datetime.now(UTC))
+    if values.get("address") is not None:
+        resolve_address(values["address"], None, {})
+    data = read_job(job)
+    # what is asked for is looked at before the store is
+    draft = {**values, "job": {}, "job_sha256": "", "job_path": str(job.absolute())}
+    draft |= {"created_at": time, "updated_at": time, "since": time}
+    made = make(draft, f"schedule {values['name']}")
+    kept = _checked(made, data, moment(time))
+    before = book.schedule(made.name)
+    changes: dict[str, Any] = {"job": kept, "job_sha256": sha256_of(kept)}
+    if before is not None:
+        old = before.value
+        changes |= {"created_at": old.created_at, "paused": old.paused}
+        if (old.cron, old.timezone) == (made.cron, made.timezone):
+            changes["since"] = old.since
+    made = make(made.to_json() | changes, f"schedule {made.name}")
+    if book.put_schedule(made, before.tag if before else None) is None:
+        msg = f"{made.name} was changed by somebody else just now; see: rayferry schedule show {made.name}"
+        raise RayferryError(msg)
+    return made
+
+
+def _checked(schedule: Schedule, data: object, now: datetime) -> dict[str, Any]:
+    """The values of a job file, if each tick makes a job of them, with an output of its own."""
+    ticks = times.next_times(schedule.cron, schedule.zone, now, _NUM_COMPARED)
+    spec = render_job(data, schedule.name, ticks[0].astimezone(schedule.zone))
+    kept = templates.put_back(spec.to_json(), data) if isinstance(data, Mapping) else {}
+    outputs: dict[str, datetime] = {}
+    for tick in ticks:
+        filled = templates.fill({"output": kept["output"]}, schedule.name, tick.astimezone(schedule.zone))
+        uri = str(filled["output"]["uri"]).rstrip("/")
+        if uri in outputs:
+            first, second = (local_time(schedule, one) for one in (outputs[uri], tick))
+            msg = (
+                f"output.uri: {kept['output']['uri']!r} is {uri!r} at {first} and at {second}, and a run needs an "
+                "empty output; put the time into it: {{ scheduled_time | date('%Y-%m-%dT%H%M') }}"
+            )
+            raise SpecError(msg)
+        outputs[uri] = tick
+    return kept
+
+
+def set_paused(book: Book, entry: Entry[Schedule], *, paused: bool, now: datetime | None = None) -> Schedule:
+    """Pauses a schedule, or lets it go on; ticks of the pause do not count.
+
+    Raises:
+        RayferryError: somebody else changed it just now.
+    """
+    if entry.value.paused == paused:
+        return entry.value
+    time = stamp(now or datetime.now(UTC))
+    changes = {"paused": paused, "updated_at": time} | ({} if paused else {"since": time})
+    made = make(entry.value.to_json() | changes, entry.value.name)
+    if book.put_schedule(made, entry.tag) is None:
+        msg = f"{made.name} was changed by somebody else just now; try again"
+        raise RayferryError(msg)
+    return made
+
+
+def trigger_now(scheduler: Scheduler, schedule: Schedule, now: datetime | None = None) -> Firing:
+    """Fires a schedule at this second, which is none of its ticks'. Gives what was written of it."""
+    now = now or datetime.now(UTC)
+    cursor = scheduler.book.progress(schedule.name).value.cursor
+    second = max(now.replace(microsecond=0), tick_of(cursor) + _SECOND if cursor else now.replace(microsecond=0))
+    while True:
+        second += _SECOND if second.second == 0 else timedelta()  # ticks are whole minutes
+        entry = claim(scheduler.book, schedule, second, scheduler.owner, now, "manual")
+        if entry is not None:
+            break
+        second += _SECOND
+    return entry.value if entry.value.is_over else scheduler.submit(schedule, entry, now, is_patient=False)
+
+
+def next_of(schedule: Schedule, num: int, now: datetime | None = None) -> list[datetime]:
+    """Its next ticks; none while it is paused."""
+    if schedule.paused:
+        return []
+    return times.next_times(schedule.cron, schedule.zone, now or datetime.now(UTC), num)
+
+
+def local_time(schedule: Schedule, tick: datetime) -> str:
+    """A tick in the schedule's zone."""
+    return tick.astimezone(schedule.zone).isoformat()

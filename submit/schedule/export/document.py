@@ -1,0 +1,43 @@
+"""What an export makes: texts of files, and what a person should know of them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+
+@dataclass(frozen=True)
+class Export:
+    """What one export makes.
+
+    Attributes:
+        files: name to text, in the order in which they are to be read.
+        notes: what the other system does otherwise than Rayferry's own scheduler, and what is left to do.
+    """
+
+    files: dict[str, str]
+    notes: tuple[str, ...] = ()
+
+
+class _Dumper(yaml.SafeDumper):
+    """Texts of several lines as blocks, and lists set in below their keys."""
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002
+        super().increase_indent(flow, indentless=False)
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def to_yaml(value: Any) -> str:
+    """A value as YAML that a person may edit; texts come back as they were."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+def commented(lines: tuple[str, ...]) -> str:
+    """Lines as comments of shells, units, YAML and Python alike."""
+    return "".join(f"# {line}".rstrip() + "\n" for line in lines)

@@ -1,0 +1,63 @@
+"""How other systems start Rayferry: the command line, and the variables that it needs."""
+
+import shlex
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from rayferry.submit import s3
+from rayferry.submit.schedule.definition import Schedule
+
+TEND_MINUTES = 5  # under the ten by which a tick may be late
+# What the scheduler needs of its environment, where it is set.
+_VARIABLES = (
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"),
+    *("RAY_API_SERVER_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_JOB_HEADERS"),
+)
+
+
+@dataclass(frozen=True)
+class Starting:
+    """How a schedule's commands are started.
+
+    Attributes:
+        store_uri: where the schedule is kept.
+        program: of Rayferry; a path, or a name that is on the other system's PATH.
+        set_here: the variables that are set where the export is made; only their names are of interest.
+    """
+
+    store_uri: str
+    program: str = "rayferry"
+    set_here: Collection[str] = ()
+
+    @property
+    def once(self) -> list[str]:
+        """Fires what is due, and writes down what has ended."""
+        return [self.program, "schedule", "run", "--once", "--store", self.store_uri]
+
+    def follow(self, schedule: Schedule) -> list[str]:
+        """Fires the newest tick if nobody did, and follows its run to the end."""
+        return [self.program, "schedule", "follow", schedule.name, "--store", self.store_uri]
+
+    def notes(self, schedule: Schedule) -> tuple[str, ...]:
+        """What is to be decided about the command."""
+        if schedule.on_failure is None or schedule.on_failure.command is None or not s3.is_s3(self.store_uri):
+            return ()
+        return ("on_failure: a command of a shared store is run only if --allow-commands is added to the line",)
+
+    def variables(self, schedule: Schedule, always: Collection[str] = ()) -> list[str]:
+        """Names of variables that the commands need; their values are never looked at."""
+        names = [name for name in _VARIABLES if name in self.set_here or name in always]
+        if schedule.address is not None or (schedule.job.get("cluster") or {}).get("address") is not None:
+            names = [name for name in names if name != "RAY_API_SERVER_ADDRESS"]
+        webhook = schedule.on_failure.webhook if schedule.on_failure else None
+        return [*names, webhook.removeprefix("env:")] if webhook and webhook.startswith("env:") else names
+
+
+def shell(words: Collection[str]) -> str:
+    """A line for a POSIX shell."""
+    return shlex.join(words)
+
+
+def environment_file(schedule: Schedule, home: str) -> str:
+    """Where a schedule's variables are on the machine that starts it: lines `NAME=value`."""
+    return f"{home}/.config/rayferry/{schedule.name}.env"

@@ -1,0 +1,140 @@
+"""What the store keeps beside schedules: a firing for each tick that was decided, and how far a schedule has come."""
+
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from rayferry.job.typed import Typed
+from rayferry.submit.schedule.definition import moment, stamp
+
+CLAIM_TTL_S = 120.0  # after which a claim whose owner did not go on may be taken over
+OVER = frozenset({"succeeded", "failed", "stopped", "lost", "refused", "skipped"})
+BAD = frozenset({"failed", "lost", "refused"})
+_KEY = "%Y%m%dT%H%M%SZ"
+
+
+class Hook(Typed):
+    """The call that a failed firing's `on_failure` asks for."""
+
+    state: Literal["due", "calling", "done", "failed"] = "due"
+    tries: int = 0
+    owner: str | None = None
+    at: str | None = None
+    error: str | None = None
+
+
+class Firing(Typed):
+    """One tick of a schedule, and the run that came of it.
+
+    Attributes:
+        scheduled_time: the tick, before any jitter.
+        state: `claimed` by a scheduler that submits it; `submitted`; `waiting` until an attempt may be sent (again);
+            or how it ended, see `OVER`.
+        submission_id: of the run's first attempt.
+        run: the run's name; see `rayferry.job.earlier.new_run`.
+        attempt: the last one.
+        tries: how often the submission of this attempt failed.
+        owner: the scheduler that claimed it last.
+        job: the job that was made for this time, as all of its attempts use it.
+        reason: why it is in this state, in words.
+        replaced_by: the tick that stopped it.
+        result: as `rayferry submit --json` gives it.
+    """
+
+    schema_version: Literal[1] = 1
+    schedule: str
+    scheduled_time: str
+    trigger: Literal["schedule", "manual"] = "schedule"
+    state: Literal[
+        "claimed", "submitted", "waiting", "succeeded", "failed", "stopped", "lost", "refused", "skipped"
+    ] = "claimed"
+    submission_id: str | None = None
+    run: str | None = None
+    attempt: int = 1
+    tries: int = 0
+    owner: str | None = None
+    claimed_at: str | None = None
+    next_at: str | None = None
+    submitted_at: str | None = None
+    ended_at: str | None = None
+    address: str | None = None
+    output_uri: str | None = None
+    job: dict[str, Any] | None = None
+    reason: str | None = None
+    replaced_by: str | None = None
+    result: dict[str, Any] | None = None
+    on_failure: Hook | None = None
+
+    @property
+    def tick(self) -> datetime:
+        """The scheduled time."""
+        return moment(self.scheduled_time)
+
+    @property
+    def is_over(self) -> bool:
+        """True once nothing of the run changes any more."""
+        return self.state in OVER
+
+    @property
+    def is_settled(self) -> bool:
+        """True once a scheduler has nothing left to do about it."""
+        return self.is_over and (self.on_failure is None or self.on_failure.state in {"done", "failed"})
+
+    def may_be_taken(self, now: datetime) -> bool:
+        """True if its claim has expired."""
+        return self.state == "claimed" and _expired(self.claimed_at, now)
+
+    def hook_is_due(self, now: datetime) -> bool:
+        """True if its `on_failure` is to be called now."""
+        hook = self.on_failure
+        return hook is not None and (hook.state == "due" or (hook.state == "calling" and _expired(hook.at, now)))
+
+
+def _expired(since: str | None, now: datetime) -> bool:
+    return since is None or (now - moment(since)).total_seconds() > CLAIM_TTL_S
+
+
+class Broken(Typed):
+    """Why a schedule cannot fire: an object of the store is not valid, or no job came of its last tick."""
+
+    at: str
+    kind: Literal["store", "job"]
+    error: str
+
+
+class Progress(Typed):
+    """How far a schedule has come.
+
+    Attributes:
+        cursor: all ticks up to this one are settled; "" before the first.
+        missed: ticks that were passed over without a run, so far.
+        broken: what is wrong with it, or None.
+    """
+
+    schema_version: Literal[1] = 1
+    cursor: str = ""
+    missed: int = 0
+    broken: Broken | None = None
+
+
+def key_of(tick: datetime) -> str:
+    """A tick as part of an object's key; their order is the ticks'."""
+    return tick.astimezone(UTC).strftime(_KEY)
+
+
+def tick_of(key: str) -> datetime:
+    """The way back.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return datetime.strptime(key, _KEY).replace(tzinfo=UTC)
+
+
+def ended(firing: Firing, state: str, now: datetime, reason: str | None, **values: Any) -> Firing:
+    """A firing that has come to its end; `on_failure` among the values is a `Hook` that is to be called."""
+    return changed(firing, state=state, ended_at=stamp(now), next_at=None, reason=reason, **values)
+
+
+def changed(firing: Firing, **values: Any) -> Firing:
+    """The same firing with other values, validated."""
+    return Firing.model_validate(firing.model_dump() | values)

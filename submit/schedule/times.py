@@ -1,0 +1,139 @@
+"""When a schedule fires: a cron expression, in a time zone, across its changes of the clock.
+
+The expression is CronSim's, which takes what Debian's cron takes. What it is asked for depends on the hours:
+
+- Every hour (`*`): it goes by real time. An hour that is repeated has its ticks twice, one that is left out has none.
+- Certain hours: it goes by the clock on the wall. A time that is left out fires once, when the clock jumps; one that is
+  repeated fires once, the first time.
+"""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from zoneinfo import ZoneInfo
+
+from cronsim import CronSim, CronSimError
+
+_NUM_FIELDS = 5
+_HOURS = 1
+_SECOND = timedelta(seconds=1)
+_PROBE = datetime(2024, 1, 1, tzinfo=UTC)  # any time will do: CronSim looks fifty years ahead
+
+
+def zone(name: str) -> ZoneInfo:
+    """A time zone by its IANA name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError) as error:  # ZoneInfoNotFoundError is a KeyError
+        msg = (
+            "no such time zone; write an IANA name, such as Asia/Shanghai, Europe/Berlin or UTC "
+            "(a machine without zone data needs: pip install tzdata)"
+        )
+        raise ValueError(msg) from error
+
+
+def check(cron: str) -> None:
+    """Refuses an expression that cannot be read, or that never comes true.
+
+    Raises:
+        ValueError: saying which field.
+    """
+    fields = cron.split()
+    if len(fields) != _NUM_FIELDS:
+        msg = "five fields: minute, hour, day of month, month, day of week; such as '0 2 * * *' (each day at 02:00)"
+        raise ValueError(msg)
+    try:
+        found = next(iter(CronSim(cron, _PROBE.replace(tzinfo=None))), None)
+    except (CronSimError, AssertionError, ValueError, TypeError) as error:
+        day = " (no such day in these months)" if "day-of-month" in str(error) and _reads(fields[2]) else ""
+        msg = f"not a cron expression: {str(error) or 'it cannot be read'}{day}; the fields are minute, hour, day of "
+        msg += "month, month, day of week, such as '0 2 * * MON-FRI'"
+        raise ValueError(msg) from error
+    if found is None:
+        msg = "never comes true in fifty years; check the day of month, the month and the day of week"
+        raise ValueError(msg)
+
+
+def _reads(field: str) -> bool:
+    """True if a field for the day of month is one by itself."""
+    try:
+        CronSim(f"0 0 {field} * *", _PROBE.replace(tzinfo=None))
+    except (CronSimError, AssertionError, ValueError, TypeError):
+        return False
+    return True
+
+
+def fire_times(cron: str, where: ZoneInfo, after: datetime) -> Iterator[datetime]:
+    """The ticks later than `after`, in order, each once, in UTC.
+
+    Args:
+        cron: an expression that `check` lets pass.
+        where: the time zone that it is meant in.
+        after: with a time zone.
+    """
+    last = after.astimezone(UTC)
+    found = (_by_real_time if cron.split()[_HOURS] == "*" else _by_the_wall)(cron, where, last)
+    for tick in found:
+        if tick > last:  # a time that was left out falls together with others; a repeated one may lie before `after`
+            last = tick
+            yield tick
+
+
+def _by_the_wall(cron: str, where: ZoneInfo, after: datetime) -> Iterator[datetime]:
+    for wall in CronSim(cron, after.astimezone(where).replace(tzinfo=None, fold=0)):
+        yield _instant(wall, where)
+
+
+def _by_real_time(cron: str, where: ZoneInfo, after: datetime) -> Iterator[datetime]:
+    """From change to change of the clock, CronSim counts in a zone that has none.
+
+    Across one it would count by itself, but leave out the second 01:30 where the clock goes back half an hour.
+    """
+    at, offset = after, _offset(after, where)
+    while True:
+        for wall in CronSim(cron, at.replace(tzinfo=None) + offset):
+            tick = (wall - offset).replace(tzinfo=UTC)
+            if _offset(tick, where) != offset:
+                change = _change(at, tick, where)
+                at, offset = change - _SECOND, _offset(change, where)
+                break
+            yield tick
+            at = tick
+        else:
+            return
+
+
+def next_times(cron: str, where: ZoneInfo, after: datetime, num: int) -> list[datetime]:
+    """The first `num` of them."""
+    return list(islice(fire_times(cron, where, after), num))
+
+
+def _instant(wall: datetime, where: ZoneInfo) -> datetime:
+    """What a clock on the wall means: of two moments the first; of none, the moment at which the clock jumps."""
+    moment = wall.replace(tzinfo=where, fold=0).astimezone(UTC)
+    if moment.astimezone(where).replace(tzinfo=None, fold=0) == wall:
+        return moment
+    # One of the two offsets puts it before the jump, the other one behind it.
+    return _change(wall.replace(tzinfo=where, fold=1).astimezone(UTC), moment, where)
+
+
+def _offset(moment: datetime, where: ZoneInfo) -> timedelta:
+    return moment.astimezone(where).utcoffset() or timedelta()
+
+
+def _change(low: datetime, high: datetime, where: ZoneInfo) -> datetime:
+    """The first moment after `low` whose offset is not that of `low`; that of `high` is not."""
+    before = _offset(low, where)
+    while high - low > _SECOND:
+        middle = (low + (high - low) / 2).replace(microsecond=0)
+        if middle <= low:
+            break
+        if _offset(middle, where) == before:
+            low = middle
+        else:
+            high = middle
+    return high
