@@ -1,13 +1,18 @@
 """One workload through Rayferry and its peers, on the GPUs of this machine, one after the other.
 
-usage: engine_speed.py RESULTS STEP...      RESULTS is a file of JSON lines, a step SIDE:MODEL:PROMPTS[:NAME=VALUE,...]
+usage: engine_speed.py MODELS ROW [RESULTS]         a row of the table in docs/performance.md
+       engine_speed.py --steps RESULTS STEP...      steps of one's own, each SIDE:MODEL:PROMPTS[:NAME=VALUE,...]
+
+MODELS is a folder with `smol/`, the checkpoint of SmolLM2-135M-Instruct, and `llama2-7b-shape/`, a config.json of
+Llama-2-7B's shape and a tokenizer. RESULTS gets the results of a row as JSON, of steps as lines of JSON.
 
 SIDE is `bare` (`LLM.generate` of all prompts), `rayferry` (the job's entrypoint; with values of the job file such as
 `batch_size=64` or `replicas=2`), `rayllm` (ray.data.llm, `batch` rows times `calls`) or `plain` (Ray
 Data, `LLM.generate` for each batch of 32). A model whose name has `shape` in it gets random weights. Every prompt has
 its own length and its own number of new tokens, sampled with temperature 0.8; `prefixes=64` puts one of so many long
 texts of `prefix_words` words before each, in random order. Output tokens a second, from the first engine that is ready
-to the last row in Parquet (bare: to the last answer in memory).
+to the last row in Parquet (bare: to the last answer in memory). `start_s` is from the start of the process to the first
+answer (bare: to the ready engine).
 """
 
 import json
@@ -17,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import metadata
 from pathlib import Path
 
 WORDS = [
@@ -40,6 +46,22 @@ WORDS = [
 ENGINE = {"max_model_len": 4096, "enable_prefix_caching": True, "seed": 0}
 SAMPLING = {"temperature": 0.8, "top_p": 0.95, "ignore_eos": True}
 FILES = 16
+STARTED = time.time()
+# What is compared first, by the others; the aims are ratios of rayferry's speed to theirs, in their order.
+ROWS = {
+    "llama": ("llama2-7b-shape:2000", ["rayferry", "bare", "rayllm"], [1.00, 1.05]),
+    "smol-one": ("smol:6000", ["rayferry resources.engines_per_gpu=1", "bare", "rayllm"], [0.95, 1.6]),
+    "smol-shared": ("smol:6000", ["rayferry", "bare"], [2.0]),
+    "prefixes": (
+        "llama2-7b-shape:2000",
+        ["rayferry prefixes=64,prefix_words=3000", "bare prefixes=64,prefix_words=3000"],
+        [1.5],
+    ),
+    "plain": ("llama2-7b-shape:448", ["rayferry", "plain"], [5]),
+    "replicas": ("llama2-7b-shape:8000", ["rayferry replicas=4", "rayferry"], [3.8]),
+    "tp2": ("llama2-7b-shape:2000", ["rayferry engine.tensor_parallel_size=2", "bare tensor_parallel_size=2"], [0.97]),
+    "tp4": ("llama2-7b-shape:2000", ["rayferry engine.tensor_parallel_size=4", "bare tensor_parallel_size=4"], [0.97]),
+}
 
 
 def workload(count, prefixes=0, prefix_words=0):
@@ -70,7 +92,8 @@ def bare(model, rows, settings):
     params = [SamplingParams(max_tokens=row["tokens"], **SAMPLING) for row in rows]
     done = llm.generate([row["text"] for row in rows], params, use_tqdm=False)
     end = time.time()
-    return {"load_s": ready - start, "s": end - ready, "tokens": sum(len(one.outputs[0].token_ids) for one in done)}
+    tokens = sum(len(one.outputs[0].token_ids) for one in done)
+    return {"load_s": ready - start, "s": end - ready, "tokens": tokens, "start_s": ready - STARTED}
 
 
 def value_of(text):
@@ -122,10 +145,17 @@ def rayferry(model, rows, settings):
         tokens = manifest["tokens"]["generated"]
         assert manifest["counts"]["succeeded"] == len(rows), manifest["counts"]
         speed = manifest["tokens_per_s"]
+        begun = whole - manifest["seconds"]["total"] + manifest["seconds"]["first_answer"]
         told = {
             name: manifest[name] for name in ("seconds", "prefix_cache_hit_rate", "gpu_seconds", "replicas", "engine")
         }
-        return {"load_s": manifest["seconds"]["load"], "s": tokens / speed, "tokens": tokens, "whole_s": whole} | told
+        return {
+            "load_s": manifest["seconds"]["load"],
+            "s": tokens / speed,
+            "tokens": tokens,
+            "whole_s": whole,
+            "start_s": begun,
+        } | told
 
 
 def rayllm(model, rows, settings):
@@ -218,26 +248,60 @@ def plain(model, rows, _settings):
 SIDES = {"bare": bare, "rayferry": rayferry, "rayllm": rayllm, "plain": plain}
 
 
+def run(step):
+    """A step in a process of its own, as an engine's memory goes with its process."""
+    done = subprocess.run([sys.executable, __file__, "--one", step], check=False, capture_output=True)
+    lines = [line for line in done.stdout.decode().splitlines() if line.startswith("ONE ")]
+    result = json.loads(lines[0][4:]) if lines else {"exit": done.returncode, "log": done.stderr.decode()[-600:]}
+    if "s" in result:
+        result["tokens_per_s"] = result["tokens"] / result["s"]
+    result = {name: round(value, 1) if isinstance(value, float) else value for name, value in result.items()}
+    result = {"step": step, "at": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime())} | result
+    print("RESULT", json.dumps(result), flush=True)
+    return result
+
+
+def compare(folder, name):
+    """A row of the table: what each side came to, and the ratio to each of the others."""
+    workload_, sides, aims = ROWS[name]
+    results = []
+    for side in sides:
+        kind, _, settings = side.partition(" ")
+        settings = settings or ("batch=128,calls=16" if kind == "rayllm" else "")
+        results.append(run(f"{kind}:{folder}/{workload_}" + (f":{settings}" if settings else "")))
+    ours, *theirs = [result.get("tokens_per_s") for result in results]
+    ratios = [round(ours / other, 3) if ours and other else None for other in theirs]
+    for side, ratio, aim in zip(sides[1:], ratios, aims, strict=True):
+        print(f"RATIO {name}: {ratio} of {side} (the aim is {aim})", flush=True)
+    return {"row": name, "machine": machine(), "ratios": dict(zip(sides[1:], ratios, strict=True)), "results": results}
+
+
+def machine():
+    """GPUs, CPUs and versions."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    gpus = subprocess.run(query, check=True, capture_output=True, text=True).stdout.splitlines()
+    versions = {name: metadata.version(name) for name in ("vllm", "ray", "torch", "pyarrow")}
+    return {"gpus": gpus, "cpus": os.cpu_count(), "python": sys.version.split()[0]} | versions
+
+
 def main():
-    results, *steps = sys.argv[1:]
-    if results == "--one":
-        side, model, count, *rest = steps[0].split(":")
-        settings = dict(one.split("=") for one in rest[0].split(",")) if rest else {}
+    first, *rest = sys.argv[1:]
+    if first == "--one":
+        side, model, count, *given = rest[0].split(":")
+        settings = dict(one.split("=") for one in given[0].split(",")) if given else {}
         rows = workload(int(count), *(int(settings.pop(name, 0)) for name in ("prefixes", "prefix_words")))
         print("ONE", json.dumps(SIDES[side](model, rows, settings)), flush=True)
-        return
-    for step in steps:  # each in a process of its own, as an engine's memory goes with its process
-        done = subprocess.run([sys.executable, __file__, "--one", step], check=False, capture_output=True)
-        lines = [line for line in done.stdout.decode().splitlines() if line.startswith("ONE ")]
-        result = json.loads(lines[0][4:]) if lines else {"exit": done.returncode, "log": done.stderr.decode()[-600:]}
-        if "s" in result:
-            result["tokens_per_s"] = result["tokens"] / result["s"]
-        result = {name: round(value, 1) if isinstance(value, float) else value for name, value in result.items()}
-        print("RESULT", json.dumps({"step": step} | result), flush=True)
-        with Path(results).open("a") as file:
-            file.write(
-                json.dumps({"step": step, "at": time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime())} | result) + "\n"
-            )
+    elif first == "--steps":
+        results, *steps = rest
+        for step in steps:
+            result = run(step)
+            with Path(results).open("a") as file:
+                file.write(json.dumps(result) + "\n")
+    else:
+        name, *results = rest
+        found = compare(first.rstrip("/"), name)
+        if results:
+            Path(results[0]).write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
