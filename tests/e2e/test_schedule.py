@@ -76,7 +76,7 @@ def test_a_scheduler_on_the_cluster_fires_ticks_and_follows_what_a_laptop_trigge
     scheduler = datum("schedule", "run", "--on-cluster")
     again = json.loads(datum("schedule", "run", "--on-cluster", "--json"))
     assert (again["submission_id"], again["started"]) == (scheduler, False)
-    assert until(lambda: states("nightly") == ["succeeded"], 240)
+    assert until(lambda: states("nightly") == ["succeeded"], 400)
     (firing,) = json.loads(datum("schedule", "history", "nightly", "--json"))
     assert firing["submission_id"] == submission_id
     assert firing["result"]["counts"] == {"total": 3, "succeeded": 3, "failed": 0}
