@@ -21,7 +21,7 @@ from rayferry.job.spec import GENERATING, JobSpec
 
 _GIB = 1 << 30
 _POOLED_TOGETHER = 256
-_LEAST_WAITING = 64
+_LEAST_WAITING = 8
 # Ranks that vLLM has kernels for.
 # Source: https://docs.vllm.ai/en/latest/api/vllm/config/lora.html
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)

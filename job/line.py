@@ -66,6 +66,13 @@ class Line(Generic[T]):
             self.longest_first = True
             self._is_sorted = False
 
+    def has_alike(self) -> bool:
+        """True if some of those that wait begin alike."""
+        if self._tokens_of is None:
+            return False
+        calls = [call for _, _, call in self._waiting]
+        return any(rank[0] < len(calls) for rank in ranks_of(calls))
+
     def owners(self) -> Iterable[T]:
         """Whose calls wait."""
         return (owner for owner, _, _ in tuple(self._waiting))

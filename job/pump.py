@@ -20,6 +20,7 @@ from rayferry.job.rows import RowError
 from rayferry.job.tally import Tally
 
 _LOOK_EVERY_S = 1.0
+_GATHER_S = 0.3  # Ray Data hands over some forty blocks a second
 _GC_THRESHOLDS = (10_000, 20, 100)  # a look at all that is new since the start every twenty million objects
 
 
@@ -121,6 +122,7 @@ class Pump:
         self._request_timeout_s = request_timeout_s
         self._added: deque[tuple[float, str]] = deque()  # in order; only where requests have a timeout
         self._called_at: float | None = None
+        self._is_begun = False
         self._incoming: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
         self.tally = Tally()
         self._tokens_of: Callable[[Call], int] | None = getattr(engine, "tokens_of", None)
@@ -217,14 +219,19 @@ class Pump:
             self._budget.give_back(name)
         return self._running.pop(name)
 
+    def _gathers(self) -> bool:
+        """True at the start, while prompts that begin alike are coming: one round of them is better than two."""
+        return not self._is_begun and not self._closing and self._line.longest_first and self._line.has_alike()
+
     def _receive(self) -> None:
         """Puts what came in into the line; waits for it if there is nothing else to do."""
         while True:
             is_idle = not (self._closing or self._line or self._engine.is_busy())
             since = time.monotonic()
             try:
-                batch = self._incoming.get(block=is_idle)
+                batch = self._incoming.get(block=is_idle or self._gathers(), timeout=None if is_idle else _GATHER_S)
             except queue.Empty:
+                self._is_begun = self._is_begun or bool(self._line)
                 return
             if self.tally.first_at is not None and is_idle:
                 self.tally.idle_s += time.monotonic() - since

@@ -108,3 +108,10 @@ def test_those_who_wait_are_known():
     line.take()
     line.add("y", calls("c"))
     assert set(line.owners()) == {"x", "y"}
+
+
+@pytest.mark.parametrize(("texts", "expected"), [(["a1", "a2"], True), (["a1", "b1"], False), ([], False)])
+def test_it_is_known_whether_some_begin_alike(texts, expected):
+    line = Line(tokens_of)
+    line.add("x", calls(*(DOCUMENTS[text[0]] + text for text in texts)))
+    assert line.has_alike() is expected

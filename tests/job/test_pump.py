@@ -300,3 +300,39 @@ def test_close_lets_the_engine_finish_what_it_has(engine):
     running = pump.submit(calls("a*50", "b*3"))
     pump.close()
     assert running.done()
+
+
+class Choosy(FakeEngine):
+    """Runs two at a time; remembers in which order it got them."""
+
+    room = 2
+
+    def __init__(self):
+        super().__init__()
+        self.got = []
+
+    def tokens_of(self, call):
+        return int(call.prompt.partition("*")[2] or 1)
+
+    def add(self, call):
+        self.got.append(call.prompt[-3:])
+        return super().add(call)
+
+
+def test_the_engine_gets_no_more_than_it_has_room_for_and_the_longest_first():
+    engine = Choosy()
+    pump = Pump(engine, longest_first=True)
+    pump.submit(calls("a*1", "b*5", "c*3", "d*4")).result(WAIT_S)
+    assert (engine.got, engine.together) == (["b*5", "d*4", "c*3", "a*1"], 2)
+    pump.close()
+
+
+def test_prompts_that_begin_alike_are_gathered_before_the_first_one_runs():
+    engine = Choosy()
+    pump = Pump(engine, longest_first=True)
+    prompts = ["x" * 600 + "*1", "y" * 600 + "*1", "x" * 600 + "*1"]
+    batches = [pump.submit(calls(*several)) for several in (prompts, prompts[1:])]
+    for batch in batches:
+        batch.result(WAIT_S)
+    assert engine.got == ["x*1"] * 3 + ["y*1"] * 2
+    pump.close()
