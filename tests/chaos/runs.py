@@ -151,10 +151,17 @@ class Place:
 
 
 def _patiently(start):
-    """A node gets 30 seconds to start from Ray, which is not enough on a busy machine."""
+    """A node gets 30 seconds to start from Ray, which is not enough on a busy machine.
+
+    What a start that failed leaves is ended, as it holds the ports.
+    """
     for _ in range(3):
+        before = set(psutil.Process().children(recursive=True))
         with suppress(Exception):
             return start()
+        for process in set(psutil.Process().children(recursive=True)) - before:
+            with suppress(psutil.Error):
+                process.kill()
     return start()
 
 
