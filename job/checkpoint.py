@@ -10,7 +10,6 @@ import json
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -102,22 +101,21 @@ def check_output(layout: Layout, earlier: Earlier = NOTHING_EARLIER) -> dict[str
     Raises:
         JobError: the output holds something, and it was not said what should become of it.
     """
-    before: dict[str, Any] | None = _begun_by(layout, earlier.run) if earlier.later else None
-    if before is not None or earlier.overwrite:
-        return before
-    before = _read_json(layout.run_uri)
+    if earlier.later:
+        there = storage.read_bytes(layout.run_uri)
+        name = identity.name_of(there)
+        if there and name and name == earlier.run:
+            return dict(json.loads(there))
+        if earlier.overwrite and name and earlier.instead not in (None, name):
+            msg = f"{layout.output_uri} holds {name}, which began after this run was told to overwrite what was there"
+            raise JobError(f"{msg}; submit it again with --overwrite to remove that too, or choose another output.uri")
+    if earlier.overwrite:
+        return None
+    before: dict[str, Any] | None = _read_json(layout.run_uri)
     if not earlier.resume or before is None:
         _refuse_used(layout, before, is_resume=earlier.resume)
         return None
     return before
-
-
-def _begun_by(layout: Layout, run: str | None) -> dict[str, Any] | None:
-    """What the run was asked that is there, if this very run began it."""
-    found = None
-    with suppress(JobError):  # it is none of ours
-        found = _read_json(layout.run_uri)
-    return found if isinstance(found, dict) and run is not None and found.get("token") == run else None
 
 
 def begin(

@@ -33,6 +33,7 @@ class Earlier:
         new_input: files that came since are answered too.
         retry_failed: the rows in errors/ are tried again.
         overwrite: remove it.
+        instead: the run to remove, by `identity.name_of`, "" for none; None: it is not known which was there.
         over: the attempts that are known to be over.
         run: the run's name, by `new_run`.
         later: it is not the run's first attempt: what one of them began is gone on with, whatever else is said.
@@ -42,6 +43,7 @@ class Earlier:
     new_input: bool = False
     retry_failed: bool = False
     overwrite: bool = False
+    instead: str | None = None
     over: tuple[str, ...] = ()
     run: str | None = None
     later: bool = False
@@ -83,8 +85,9 @@ class Earlier:
             "--later": self.later,
         }
         over = [word for name in self.over for word in ("--over", name)]
-        run = ["--run", self.run] if self.run is not None else []
-        return [*(flag for flag, is_set in flags.items() if is_set), *over, *run]
+        named = {"--run": self.run, "--instead": self.instead}
+        names = [word for flag, name in named.items() if name is not None for word in (flag, name)]
+        return [*(flag for flag, is_set in flags.items() if is_set), *over, *names]
 
     @staticmethod
     def add_to(parser: argparse.ArgumentParser) -> None:
@@ -93,6 +96,7 @@ class Earlier:
             parser.add_argument(flag, action="store_true")
         parser.add_argument("--over", action="append", default=[])
         parser.add_argument("--run")
+        parser.add_argument("--instead")
 
     @classmethod
     def read(cls, options: argparse.Namespace) -> "Earlier":
@@ -102,6 +106,7 @@ class Earlier:
             new_input=options.new_input,
             retry_failed=options.retry_failed,
             overwrite=options.overwrite,
+            instead=options.instead,
             over=tuple(options.over),
             run=options.run,
             later=options.later,

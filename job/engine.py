@@ -3,6 +3,7 @@
 import inspect
 import json
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -78,6 +79,14 @@ def is_about_memory(reason: str) -> bool:
     """True if a reason not to start says, or may hide, that memory ran out."""
     words = ("memory", "cache blocks", "kv cache", "engine core initialization failed")
     return any(word in reason.lower() for word in words)
+
+
+def was_killed(reason: str) -> bool:
+    """True if a reason not to start is that a signal ended the engine's own process.
+
+    Source: `wait_for_engine_startup` in vllm/v1/engine/utils.py (0.32), which tells the exit codes.
+    """
+    return re.search(r"Failed core proc\(s\): .*: -\d", reason) is not None
 
 
 def advice(spec: JobSpec, device: str, limits: dict[str, Any]) -> str:

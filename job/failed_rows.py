@@ -21,7 +21,7 @@ from rayferry.job.spans import spans_of, without
 _THREADS = 32
 
 
-def forget(layout: Layout, submission_id: str, done: Done) -> Done:
+def forget(layout: Layout, submission_id: str, done: Done, run: str | None = None) -> Done:
     """Makes a run's failed rows undone, for this attempt to try them again.
 
     The manifest goes first, as the run is not over then; each record is replaced in one write. So wherever this is
@@ -32,6 +32,7 @@ def forget(layout: Layout, submission_id: str, done: Done) -> Done:
         layout: the run's places.
         submission_id: the Ray job that tries them again.
         done: what earlier attempts left.
+        run: the run's name: what failed again in an attempt of it is not tried once more by the next.
 
     Returns:
         What is done without them; `done` itself if no row failed.
@@ -39,6 +40,9 @@ def forget(layout: Layout, submission_id: str, done: Done) -> Done:
     Raises:
         JobError: a part is not there, or the store does not answer.
     """
+    begun = json.dumps({"schema_version": 1, "run": run}).encode()
+    if run is not None and storage.read_bytes(layout.retried_uri) == begun:
+        return done
     failed = {uri: record for uri, record in done.records.items() if _parts(record, "errors")}
     if not failed:
         say("no row has failed: none is tried again")
@@ -49,6 +53,7 @@ def forget(layout: Layout, submission_id: str, done: Done) -> Done:
         records = {**done.records, **dict(zip(failed, changed, strict=True))}
     num = sum(part["num_rows"] for record in failed.values() for part in _parts(record, "errors"))
     say(f"{counted(num, 'row')} had failed: tried again")
+    storage.write_bytes(layout.retried_uri, begun)
     return replace(done, records=records, manifest=None)
 
 

@@ -51,12 +51,23 @@ def require_same(spec: JobSpec, layout: Layout, run: bytes | None) -> None:
     Raises:
         JobError: it was begun with another job file.
     """
-    before: Any = None
-    with suppress(ValueError):  # what is wrong with the file itself, the run says
-        before = json.loads(run or b"")
-    if isinstance(before, dict) and before.get("schema_version") == 1 and isinstance(before.get("settings"), dict):
+    before = _state(run)
+    if before.get("schema_version") == 1 and isinstance(before.get("settings"), dict):
         travelled = parse(json.loads(json.dumps(spec.to_json())), "the job file")
         refuse_other(layout, before["settings"], settings(travelled))
+
+
+def name_of(run: bytes | None) -> str:
+    """The name of the run that is there, by what its `_meta/run.json` holds; "" if there is none."""
+    state = _state(run)
+    return str(state.get("token") or state.get("run") or "")
+
+
+def _state(run: bytes | None) -> dict[str, Any]:
+    with suppress(ValueError):  # what is wrong with the file itself, the run says
+        state = json.loads(run or b"")
+        return state if isinstance(state, dict) else {}
+    return {}
 
 
 def refuse_other(layout: Layout, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

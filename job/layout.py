@@ -78,6 +78,11 @@ class Layout:
         return self.meta_uri + "attempts/"
 
     @property
+    def retried_uri(self) -> str:
+        """Which run has begun to try failed rows again."""
+        return self.meta_uri + "retried.json"
+
+    @property
     def lease_uri(self) -> str:
         """Who writes here just now."""
         return self.meta_uri + "lease.json"

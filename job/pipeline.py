@@ -126,7 +126,7 @@ def _run(
     asked = identity.asked(identity.settings(spec), found.files)
     done = checkpoint.begin(layout, submission_id, before, asked, new_files=earlier.new_input, token=earlier.run)
     if earlier.retry_failed:
-        done = failed_rows.forget(layout, submission_id, done)
+        done = failed_rows.forget(layout, submission_id, done, earlier.run)
     if done.manifest is not None:
         say("the run is over already: nothing is left to do")
         result = done.manifest | {"submission_id": submission_id, "attempts": done.attempts}

@@ -72,7 +72,7 @@ class LLMPredictor:
                 reason += "; check its name and that the nodes reach the hub, or give a folder or an s3:// prefix"
             elif engine.is_about_memory(reason):
                 reason += f". {engine.sizes(spec, device)}{engine.advice(spec, device, {})}"
-            self._give_up(reason, error, loading=True)
+            self._give_up(reason, error, loading=not engine.was_killed(reason))
         self._answers = Answers(spec, openai=openai, labels=getattr(loaded, "labels", None), parse_tools=parse_tools)
         self._pump = Pump(
             loaded,

@@ -151,10 +151,11 @@ def submit(
     from dataclasses import replace
 
     from rayferry.job.earlier import new_run
-    from rayferry.submit import launch, retry
+    from rayferry.submit import collect, launch, retry
 
     submission_id = submission_id or request.new_submission_id(spec.name)
-    earlier = replace(earlier, run=new_run(submission_id))
+    instead = collect.run_there(spec.output.uri) if earlier.overwrite else None
+    earlier = replace(earlier, run=new_run(submission_id), instead=instead)
     cluster, sent = launch.submit(spec, place, submission_id, skip, earlier)
     if no_wait:
         report.note(f"follow it: {place.command(f'logs -f {submission_id}')}")

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rayferry.job import identity
+from rayferry.job.earlier import attempt_number
 from rayferry.job.errors import RayferryError
 from rayferry.job.layout import Layout
 from rayferry.job.pipeline import MASKED
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from rayferry.submit.client import JobInfo
 
 _MAX_PREVIEW_FILES = 20
+_MAX_ATTEMPTS = 1000
 
 EXIT_FAILED = 1
 EXIT_TOO_MANY_ERRORS = 3
@@ -74,6 +77,31 @@ def read_spec(output_uri: str, command: Callable[[str], str] = command) -> JobSp
         )
         raise RayferryError(msg)
     return spec
+
+
+def run_there(output_uri: str) -> str | None:
+    """The name of the run that an output holds, "" if it holds none; None if that cannot be seen from here."""
+    uri = Layout(output_uri).run_uri
+    try:
+        return identity.name_of(s3.read_bytes(uri))
+    except s3.NotThereError:
+        return "" if s3.is_s3(uri) else None  # a path may be one of another machine
+    except s3.StorageError:
+        return None
+
+
+def has_begun(info: "JobInfo") -> bool | None:
+    """True if an attempt of a job's run began to write; None if that cannot be seen from here."""
+    if info.output_uri is None:
+        return None
+    uri = Layout(info.output_uri).attempts_uri
+    try:
+        names = [key.rpartition("/")[2].removesuffix(".json") for key, _ in s3.list_keys(uri, _MAX_ATTEMPTS)]
+    except s3.StorageError:
+        return None
+    if any(name == info.submission_id or attempt_number(name, info.run) for name in names):
+        return True
+    return False if s3.is_s3(uri) else None  # a path may be one of another machine
 
 
 def _record(uri: str, what: str) -> dict[str, Any]:

@@ -234,7 +234,7 @@ def conclude(cluster: Cluster, info: JobInfo, *, as_json: bool = False) -> int:
         if info.status == "FAILED":
             explain(cluster, info)
         elif info.output_uri:
-            report.note(f"go on with it: {cluster.command(f'resume {quote(info.output_uri)}')}")
+            report.note(_after_a_stop(cluster, info, info.output_uri))
     elif manifest:
         report.note(report.summary(manifest))
         if manifest["counts"]["failed"]:
@@ -257,6 +257,12 @@ def judge(cluster: Cluster, info: JobInfo) -> tuple[int, dict[str, Any] | None, 
     if code == 0 and isinstance(missing, s3.NotThereError) and _is_seen(cluster, info):
         code = collect.EXIT_FAILED
     return code, manifest, missing
+
+
+def _after_a_stop(cluster: Cluster, info: JobInfo, output_uri: str) -> str:
+    if collect.has_begun(info) is False:
+        return "it had not begun to write, so nothing of it is to be resumed: give its command again"
+    return f"go on with it: {cluster.command(f'resume {quote(output_uri)}')}"
 
 
 def outcome(info: JobInfo, manifest: dict[str, Any] | None, code: int) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Kills a replica's process, then an engine's own, under a real vLLM engine in the middle of a run; by hand, on a GPU.
 
-usage: kill_engine.py FOLDER MODEL [PROMPTS]     prints RESULT lines; nothing is to be lost, and no process left
+usage: kill_engine.py FOLDER MODEL [PROMPTS [VICTIM...]]     prints RESULT lines; nothing is lost, and no process left
+
+VICTIM is `replica`, `engine`, or `loading`: the engine's own process before it has loaded its model for the first time.
 
 On a GPU vLLM's engine is a process of its own, a child of the replica: it has to end with it, or the GPU's memory stays
 taken.
@@ -10,6 +12,7 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -34,11 +37,12 @@ def job(folder, model, count):
     return folder / "spec.json"
 
 
-def replica():
-    """The process of the one replica."""
-    for process in psutil.process_iter(["cmdline"]):
-        if "LLMPredictor" in " ".join(process.info["cmdline"] or []):
-            return process
+def child(process, sign):
+    """The process under one that has a sign in its title."""
+    for found in process.children(recursive=True):
+        with suppress(psutil.Error):
+            if sign in " ".join(found.cmdline()):
+                return found
     return None
 
 
@@ -57,10 +61,13 @@ def run(folder, model, count, victim):
     with (folder / "log").open("w") as log:
         command = [sys.executable, "-m", "rayferry.job", str(spec), "--submission-id", "run"]
         driver = subprocess.Popen(command, stdout=log, stderr=log)
-        wait_for(lambda: (records.exists() and len(list(records.iterdir())) >= RECORDS) or driver.poll() is not None)
-        process = replica()
+        process = wait_for(lambda: child(psutil.Process(driver.pid), "LLMPredictor"))
+        if victim == "loading":
+            engine = wait_for(lambda: child(process, "EngineCore"))
+        else:
+            wait_for(lambda: records.exists() and len(list(records.iterdir())) >= RECORDS)
+            engine = child(process, "EngineCore") or process
         children = process.children(recursive=True)
-        engine = next((child for child in children if "EngineCore" in " ".join(child.cmdline())), process)
         (process if victim == "replica" else engine).kill()
         start = time.monotonic()
         _, alive = psutil.wait_procs([process, *children], timeout=60)

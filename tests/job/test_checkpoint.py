@@ -232,6 +232,22 @@ def test_a_later_attempt_does_what_the_first_was_told_where_none_began(attempt, 
     assert anew.attempts == ["run-a3"]
 
 
+@pytest.mark.parametrize("known", ["", "old/1"])
+def test_a_later_attempt_does_not_overwrite_a_run_that_came_since_it_was_told_to(attempt, layout, known):
+    attempt("other", run="other/1")
+    with pytest.raises(JobError, match=r"holds other/1, which began after .* submit it again with --overwrite"):
+        attempt("run-a2", run="run/1", later=True, overwrite=True, instead=known)
+    storage.remove(layout.run_uri)
+    assert attempt("run-a2", run="run/1", later=True, overwrite=True, instead=known).attempts == ["run-a2"]
+
+
+@pytest.mark.parametrize("known", [None, "old/1"])
+def test_a_later_attempt_overwrites_the_run_that_it_was_told_to(attempt, known):
+    attempt("old", run="old/1")
+    again = attempt("run-a2", SETTINGS | {"model": "other"}, run="run/1", later=True, overwrite=True, instead=known)
+    assert again.attempts == ["run-a2"]
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"token": null}'], ids=str)
 def test_a_later_attempt_overwrites_what_is_no_state(attempt, layout, content):
     storage.write_bytes(layout.run_uri, content)

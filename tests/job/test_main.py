@@ -255,6 +255,8 @@ def test_the_log_of_a_driver_out_of_time_is_copied_to_its_last_line(driver):
         Earlier(retry_failed=True, new_input=True),
         Earlier(overwrite=True),
         Earlier(overwrite=True, run="a b/1"),
+        Earlier(overwrite=True, run="a/1", instead="b c/1"),
+        Earlier(overwrite=True, run="a/1", instead=""),
         Earlier(run="a/1", later=True, over=("a", "a-a2")),
     ],
 )

@@ -631,7 +631,7 @@ def test_rows_that_failed_are_tried_again_and_replace_their_errors(spec_of, tmp_
     assert first["counts"] == {"total": 201, "succeeded": 180, "failed": 21}
 
     happy.touch()
-    again = pipeline.run(spec, "run-2", Moody, earlier=Earlier(retry_failed=True))
+    again = pipeline.run(spec, "run-2", Moody, earlier=Earlier(retry_failed=True, run="run-2/1"))
     assert again["counts"] == {"total": 201, "succeeded": 200, "failed": 1}
     assert parts_there(spec) == {name for name in names_of(again) if name.endswith(".parquet")}
     assert {part["uri"] for part in first["parts"] if part["kind"] == "data"} < {part["uri"] for part in again["parts"]}
@@ -649,8 +649,12 @@ def test_rows_that_failed_are_tried_again_and_replace_their_errors(spec_of, tmp_
     assert len(found["openai"]) == 201
     assert [name for name, is_good in answered.items() if not is_good] == ["c200"]
 
-    same = pipeline.run(spec, "run-3", Moody, earlier=Earlier(resume=True))
-    assert same["parts"] == again["parts"]
+    later = Earlier(retry_failed=True, run="run-2/1", later=True)
+    for name, earlier in {"run-2-a2": later, "run-3": Earlier(resume=True)}.items():
+        assert pipeline.run(spec, name, Moody, earlier=earlier)["parts"] == again["parts"]
+    once_more = pipeline.run(spec, "run-4", Moody, earlier=Earlier(retry_failed=True, run="run-4/1"))
+    assert once_more["counts"] == again["counts"]
+    assert once_more["parts"] != again["parts"]
 
 
 def test_where_no_row_failed_none_is_tried_again(spec_of):

@@ -174,6 +174,38 @@ def test_a_replica_that_could_load_before_is_started_again(make_spec, near_board
     assert (exits, near_board.board.snapshot().failure) == ([1], None)
 
 
+class KilledWhileLoading(Replica):
+    """As vLLM tells how its own process ended."""
+
+    code = -9
+
+    def _load(self, spec, device):
+        failed = {"EngineCore": self.code}
+        raise RuntimeError(f"Engine core initialization failed. See root cause above. Failed core proc(s): {failed}")
+
+
+class EndedWhileLoading(KilledWhileLoading):
+    code = 1
+
+
+def test_a_replica_whose_engine_is_killed_while_it_first_loads_is_started_again_a_few_times(
+    make_spec, near_board, exits
+):
+    for _ in range(4):
+        with contextlib.suppress(SystemExit):
+            KilledWhileLoading(make_spec(), "cpu", near_board)
+    assert (exits, near_board.board.snapshot().failure) == ([1] * 4, None)
+    with pytest.raises(EngineError, match="'EngineCore': -9"):
+        KilledWhileLoading(make_spec(), "cpu", near_board)
+    assert "engines died 5 times in a row" in near_board.board.snapshot().failure
+
+
+def test_a_replica_whose_engine_ends_by_itself_while_it_first_loads_ends_the_run(make_spec, near_board, exits):
+    with pytest.raises(EngineError, match="could not be loaded"):
+        EndedWhileLoading(make_spec(), "cpu", near_board)
+    assert (exits, "'EngineCore': 1" in near_board.board.snapshot().failure) == ([], True)
+
+
 @pytest.fixture
 def unloadable(make_spec, bucket_uri, monkeypatch):
     """A job whose model is an empty prefix."""

@@ -44,6 +44,16 @@ def test_a_manifest_is_read_from_s3(bucket_uri):
     assert collect.read_manifest(bucket_uri) == {"schema_version": 1, "counts": {}}
 
 
+def test_the_run_that_an_output_holds_is_known_by_its_name(bucket_uri, tmp_path):
+    assert collect.run_there(bucket_uri) == ""
+    s3.write_bytes(f"{bucket_uri}/_meta/run.json", b'{"run": "a", "token": "a/1"}')
+    assert collect.run_there(bucket_uri) == "a/1"
+    s3.write_bytes(f"{bucket_uri}/_meta/run.json", b'{"run": "a"}')  # of a version that gave no names
+    assert collect.run_there(bucket_uri) == "a"
+    assert collect.run_there("s3://no-such-bucket/x") is None
+    assert collect.run_there(str(tmp_path)) is None  # it may be a path of another machine
+
+
 def test_a_run_that_is_not_done_has_none(out):
     with pytest.raises(NotThereError, match=r"_meta/manifest\.json: not there"):
         collect.read_manifest(out)

@@ -10,7 +10,7 @@ import pytest
 from rayferry.job.errors import SpecError
 from rayferry.job.probe import MARK
 from rayferry.job.spec import parse
-from rayferry.submit import launch, signals
+from rayferry.submit import launch, s3, signals
 from rayferry.submit.client import ClusterError, JobInfo, UnreachableError
 from rayferry.submit.config import Address
 from rayferry.submit.follow import LostContactError, WaitedError, follow
@@ -185,6 +185,22 @@ def test_a_stopped_job_says_so(finish):
     lines = finish("STOPPED")[2].splitlines()
     assert "job-1 was stopped" in lines
     assert any(line.startswith("go on with it: rayferry resume /") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("begun", "said"),
+    [
+        ([], "it had not begun to write, so nothing of it is to be resumed: give its command again"),
+        (["older"], "it had not begun to write"),
+        (["older", "job-1"], "go on with it: rayferry resume s3://"),
+        (["job-1-a2"], "go on with it: rayferry resume s3://"),
+    ],
+)
+def test_a_stopped_job_is_to_be_gone_on_with_where_its_run_has_begun(finish, bucket_uri, begun, said):
+    for name in begun:
+        s3.write_bytes(f"{bucket_uri}/_meta/attempts/{name}.json", b"{}")
+    words = finish("STOPPED", metadata={"rayferry_output_uri": f"{bucket_uri}/"})[2]
+    assert any(line.startswith(said) for line in words.splitlines())
 
 
 def test_a_failed_job_whose_log_cannot_be_had_is_explained_by_ray(fake_cluster, capsys):
