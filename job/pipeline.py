@@ -1,7 +1,6 @@
 """The run: source, predictor, sink, manifest."""
 
 import functools
-import inspect
 import json
 import os
 import signal
@@ -9,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from rayferry.job import RAY_FLOOR, identity, storage
+from rayferry.job import RAY_FLOOR, hand_over, identity, storage
 from rayferry.job.earlier import NOTHING_EARLIER, Earlier, attempt_number
 from rayferry.job.errors import JobError, TooManyErrorsError
 from rayferry.job.layout import Layout
@@ -17,7 +16,7 @@ from rayferry.job.lease import Lease
 from rayferry.job.log import counted, say
 from rayferry.job.placement import Placement, ReplicaGroups, plan_here
 from rayferry.job.rows import data_schema
-from rayferry.job.spec import JobSpec, ReplicaRange
+from rayferry.job.spec import JobSpec
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
@@ -30,19 +29,6 @@ if TYPE_CHECKING:
     from rayferry.job.sink import PartsDatasink
 
 MASKED = "***"  # in spec.json, in place of the value of an environment variable
-# Rows that should be with an engine at once, so that those can be put in order that wait: four times the sequences that
-# vLLM runs together by default. On CPUs, where it is slow, half as many.
-_ROWS_IN_FLIGHT = {"gpu": 4096, "cpu": 512}
-_ROUNDS_IN_FLIGHT = 4
-_MIN_BLOCKS_IN_FLIGHT, _MAX_BLOCKS_IN_FLIGHT = 3, 64
-# Each batch is two calls to the board; Ray Data runs at most four batches of a block at a time.
-_BATCHES_PER_BLOCK = 2
-# Pieces of the input for one replica alone, and for each of several, which have to end together.
-_BLOCKS_ALONE, _BLOCKS_PER_REPLICA = 16, 64
-_MAX_ROWS_PER_BLOCK = 12_288
-_MAX_TOKENS_PER_BLOCK = 1 << 18  # to be generated; it bounds what is lost with a replica
-_UNLIMITED_ANSWER_TOKENS = 1024  # taken for an answer without max_tokens
-_MAX_BLOCK_BYTES = 16 << 20
 _BLOCKS_WAITING_PER_REPLICA = 24
 _LEAST_WAITING_BYTES = 64 << 20
 _SHARE_EXPIRES_S = "30"
@@ -109,7 +95,7 @@ def _run(
     import ray
 
     _before_ray_data()
-    from rayferry.job import checkpoint, failed_rows, manifest, progress, sink, source  # they import it
+    from rayferry.job import checkpoint, failed_rows, manifest, progress, reporter, sink, source  # they import it
     from rayferry.job.look import look
 
     layout = Layout(spec.output.uri)
@@ -142,11 +128,11 @@ def _run(
     parts.records.update(done.records)
     _go_on(board, done, found)
     fleet, placement = _share(spec, placement, found)
-    _set_up_ray_data(block_rows(fleet, found) * found.row_bytes, fleet.max_replicas)
+    _set_up_ray_data(hand_over.block_rows(fleet, found) * found.row_bytes, fleet.max_replicas)
     dataset = source.read(spec, found, board, _repeated_ids(spec, found), done)
     if dataset is not None:
         save_files = functools.partial(checkpoint.save_files, layout, submission_id)
-        with progress.Reporter(board, layout.progress_uri, num_files, spec.output.preview_rows, save_files):
+        with reporter.Reporter(board, layout.progress_uri, num_files, spec.output.preview_rows, save_files):
             _answer(fleet, found, dataset, predictor=predictor, placement=placement, board=board, parts=parts)
     now = ray.get(board.snapshot.remote())
     _tell_end(now)
@@ -184,8 +170,8 @@ def _answer(  # noqa: PLR0913  # what it brings together
     from rayferry.job.predictor import LLMPredictor
 
     groups = ReplicaGroups(placement.bundles)
-    rows_per_block = block_rows(spec, found)
-    rows_at_once = _rows_at_once(spec, placement.device, found.num_rows)
+    rows_per_block = hand_over.block_rows(spec, found)
+    rows_at_once = hand_over.rows_at_once(spec, placement.device, found.num_rows)
     dataset = dataset.map_batches(
         predictor or LLMPredictor,
         fn_constructor_kwargs={
@@ -195,10 +181,10 @@ def _answer(  # noqa: PLR0913  # what it brings together
             "openai": found.openai,
             "longest_first": found.num_rows <= rows_at_once * spec.min_replicas,
         },
-        batch_size=max(spec.batch_size, rows_per_block // _BATCHES_PER_BLOCK),
+        batch_size=max(spec.batch_size, rows_per_block // hand_over.BATCHES_PER_BLOCK),
         batch_format="pyarrow",
         ray_remote_args_fn=groups.as_remote_args_fn() if placement.bundles else None,
-        **_pool(spec, -(-rows_at_once // rows_per_block)),
+        **hand_over.pool(spec, -(-rows_at_once // rows_per_block)),
         **placement.actor_args,
     )
     try:
@@ -275,54 +261,12 @@ def _tell(spec: JobSpec, found: "Input") -> None:
         say(f"input: your column {name!r} is called {renamed!r} in the output, where {name!r} is ours")
 
 
-def _rows_at_once(spec: JobSpec, device: str, num_rows: int) -> int:
-    """Rows that one replica should have: enough to keep its engine full and to put those in order that wait.
-
-    None takes more than its part of them while others load.
-    """
-    seqs = spec.engine.max_num_seqs
-    rows = _ROUNDS_IN_FLIGHT * seqs if seqs else _ROWS_IN_FLIGHT[device]
-    return rows if spec.max_replicas == 1 else min(rows, -(-num_rows // spec.max_replicas))
-
-
-def _pool(spec: JobSpec, blocks: int) -> dict[str, Any]:
-    """How many replicas, and how many blocks each should have at once, as arguments of `map_batches`."""
-    from ray.data import ActorPoolStrategy
-
-    blocks = max(_MIN_BLOCKS_IN_FLIGHT, min(_MAX_BLOCKS_IN_FLIGHT, blocks))
-    if isinstance(spec.replicas, ReplicaRange):
-        size = {"min_size": spec.replicas.min, "max_size": spec.replicas.max}  # it grows by what waits at replicas
-    else:
-        size = {"size": spec.replicas, "max_tasks_in_flight_per_actor": blocks}  # else Ray Data sends as many again
-    if "max_concurrent_calls_per_actor" in inspect.signature(ActorPoolStrategy).parameters:
-        return {"compute": ActorPoolStrategy(**size, max_concurrent_calls_per_actor=blocks)}
-    return {"compute": ActorPoolStrategy(**size), "max_concurrency": blocks}  # an older Ray
-
-
 def _told(spec: JobSpec) -> dict[str, Any]:
     """The job file for readers of the output, who need not know the values of env_vars."""
     told = spec.to_json()
     if spec.runtime_env.env_vars:
         told["runtime_env"]["env_vars"] = dict.fromkeys(spec.runtime_env.env_vars, MASKED)
     return told
-
-
-def block_rows(spec: JobSpec, found: "Input") -> int:
-    """Rows that one task of a replica takes on: few enough to share them out evenly, to the end of the run.
-
-    Each hand-over costs some 25 ms of Ray's, whatever it holds: a large input goes over in larger pieces, as large as
-    the work in them allows.
-    """
-    num_blocks = _BLOCKS_ALONE if spec.max_replicas == 1 else spec.max_replicas * _BLOCKS_PER_REPLICA
-    most = min(_MAX_ROWS_PER_BLOCK, _MAX_BLOCK_BYTES // found.row_bytes)
-    if spec.task in ("generate", "chat"):
-        most = min(most, _MAX_TOKENS_PER_BLOCK // _answer_tokens(spec))
-    return max(1, min(max(spec.batch_size, found.num_rows // num_blocks), most))
-
-
-def _answer_tokens(spec: JobSpec) -> int:
-    """The most tokens that are generated for one row."""
-    return (spec.sampling.max_tokens or _UNLIMITED_ANSWER_TOKENS) * (spec.sampling.n or 1)
 
 
 def _before_ray_data() -> None:

@@ -1,0 +1,65 @@
+"""How rows are handed to replicas: in how large pieces, and how many at once."""
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+from rayferry.job.spec import GENERATING, JobSpec, ReplicaRange
+
+if TYPE_CHECKING:
+    from rayferry.job.look import Input
+
+# Rows that should be with an engine at once, so that those can be put in order that wait: four times the sequences that
+# vLLM runs together by default. On CPUs, where it is slow, half as many.
+_ROWS_IN_FLIGHT = {"gpu": 4096, "cpu": 512}
+_ROUNDS_IN_FLIGHT = 4
+_MIN_BLOCKS_IN_FLIGHT, _MAX_BLOCKS_IN_FLIGHT = 3, 64
+# Each batch is two calls to the board; Ray Data runs at most four batches of a block at a time.
+BATCHES_PER_BLOCK = 2
+# Pieces of the input for one replica alone, and for each of several, which have to end together.
+_BLOCKS_ALONE, _BLOCKS_PER_REPLICA = 16, 64
+_MAX_ROWS_PER_BLOCK = 12_288
+_MAX_TOKENS_PER_BLOCK = 1 << 18  # to be generated; it bounds what is lost with a replica
+_UNLIMITED_ANSWER_TOKENS = 1024  # taken for an answer without max_tokens
+_MAX_BLOCK_BYTES = 16 << 20
+
+
+def block_rows(spec: JobSpec, found: "Input") -> int:
+    """Rows that one task of a replica takes on: few enough to share them out evenly, to the end of the run.
+
+    Each hand-over costs some 25 ms of Ray's, whatever it holds: a large input goes over in larger pieces, as large as
+    the work in them allows.
+    """
+    num_blocks = _BLOCKS_ALONE if spec.max_replicas == 1 else spec.max_replicas * _BLOCKS_PER_REPLICA
+    most = min(_MAX_ROWS_PER_BLOCK, _MAX_BLOCK_BYTES // found.row_bytes)
+    if spec.task in GENERATING:
+        most = min(most, _MAX_TOKENS_PER_BLOCK // _answer_tokens(spec))
+    return max(1, min(max(spec.batch_size, found.num_rows // num_blocks), most))
+
+
+def _answer_tokens(spec: JobSpec) -> int:
+    """The most tokens that are generated for one row."""
+    return (spec.sampling.max_tokens or _UNLIMITED_ANSWER_TOKENS) * (spec.sampling.n or 1)
+
+
+def rows_at_once(spec: JobSpec, device: str, num_rows: int) -> int:
+    """Rows that one replica should have: enough to keep its engine full and to put those in order that wait.
+
+    None takes more than its part of them while others load.
+    """
+    seqs = spec.engine.max_num_seqs
+    rows = _ROUNDS_IN_FLIGHT * seqs if seqs else _ROWS_IN_FLIGHT[device]
+    return rows if spec.max_replicas == 1 else min(rows, -(-num_rows // spec.max_replicas))
+
+
+def pool(spec: JobSpec, blocks: int) -> dict[str, Any]:
+    """How many replicas, and how many blocks each should have at once, as arguments of `map_batches`."""
+    from ray.data import ActorPoolStrategy  # noqa: PLC0415  # the laptop imports this module without Ray
+
+    blocks = max(_MIN_BLOCKS_IN_FLIGHT, min(_MAX_BLOCKS_IN_FLIGHT, blocks))
+    if isinstance(spec.replicas, ReplicaRange):
+        size = {"min_size": spec.replicas.min, "max_size": spec.replicas.max}  # it grows by what waits at replicas
+    else:
+        size = {"size": spec.replicas, "max_tasks_in_flight_per_actor": blocks}  # else Ray Data sends as many again
+    if "max_concurrent_calls_per_actor" in inspect.signature(ActorPoolStrategy).parameters:
+        return {"compute": ActorPoolStrategy(**size, max_concurrent_calls_per_actor=blocks)}
+    return {"compute": ActorPoolStrategy(**size), "max_concurrency": blocks}  # an older Ray

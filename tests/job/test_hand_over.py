@@ -1,0 +1,53 @@
+from types import SimpleNamespace
+
+import pytest
+
+from rayferry.job.hand_over import block_rows, rows_at_once
+from rayferry.job.hand_over import pool as pool_of
+
+
+@pytest.mark.parametrize(
+    ("rows", "row_bytes", "changes", "expected"),
+    [
+        (10, 100, {}, 32),
+        (10**6, 100, {"sampling": {"max_tokens": 1}}, 12_288),
+        (32_000, 100, {"sampling": {"max_tokens": 1}}, 2000),
+        (32_000, 100, {"sampling": {"max_tokens": 1}, "replicas": 5}, 100),
+        (10**6, 100, {"sampling": {"max_tokens": 512}}, 512),
+        (10**6, 100, {"sampling": {"max_tokens": 512, "n": 8}}, 64),
+        (10**6, 100, {"sampling": {"max_tokens": None}}, 256),
+        (10**6, 100, {"task": "embed", "sampling": {}}, 12_288),
+        (10**6, 1 << 20, {}, 16),
+        (10**6, 1 << 30, {}, 1),
+    ],
+)
+def test_a_block_is_as_large_as_rows_bytes_and_work_allow(make_spec, rows, row_bytes, changes, expected):
+    found = SimpleNamespace(num_rows=rows, row_bytes=row_bytes)
+    assert block_rows(make_spec(**changes), found) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "device", "num_rows", "expected"),
+    [
+        pytest.param({}, "gpu", 10**6, 4096, id="four rounds of what vLLM runs together"),
+        pytest.param({}, "gpu", 10, 4096, id="one replica may have all"),
+        pytest.param({}, "cpu", 10**6, 512, id="CPUs"),
+        pytest.param({"engine": {"max_num_seqs": 64}}, "gpu", 10**6, 256, id="as many as the job lets run together"),
+        pytest.param({"replicas": 4}, "gpu", 6001, 1501, id="its part of few rows"),
+        pytest.param({"replicas": {"min": 1, "max": 4}}, "gpu", 10**6, 4096, id="its part of many rows"),
+    ],
+)
+def test_a_replica_has_enough_rows_and_no_more_than_its_part(make_spec, changes, device, num_rows, expected):
+    assert rows_at_once(make_spec(**changes), device, num_rows) == expected
+
+
+@pytest.mark.parametrize(("blocks", "expected"), [(1, 3), (16, 16), (500, 64)])
+def test_ray_sends_a_replica_no_more_blocks_than_it_works_on(make_spec, blocks, expected):
+    pool = pool_of(make_spec(replicas=2), blocks)["compute"]
+    told = (pool.min_size, pool.max_size, pool.max_concurrent_calls_per_actor, pool.max_tasks_in_flight_per_actor)
+    assert told == (2, 2, expected, expected)
+
+
+def test_a_pool_that_grows_does_so_by_the_blocks_that_wait(make_spec):
+    pool = pool_of(make_spec(replicas={"min": 1, "max": 4}), 5)["compute"]
+    assert (pool.min_size, pool.max_size, pool.max_tasks_in_flight_per_actor) == (1, 4, None)
