@@ -2,12 +2,14 @@
 
 import os
 import subprocess
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from rayferry.job import fit, weights
-from rayferry.job.errors import RayferryError, root_line
+from rayferry.job import fit, storage, weights
+from rayferry.job.errors import root_line
+from rayferry.job.placement import ACCELERATOR_PREFIX
 from rayferry.job.spec import GENERATING, JobSpec
 
 # A model is small if its weights are at most this share of the GPU's memory: (share, engines).
@@ -19,6 +21,7 @@ _UTILIZATION = 0.9
 _CACHE_SHARE = 0.7  # of what an engine has beside its weights; the rest is for activations and CUDA graphs
 _MIB = 1 << 20
 _LOOK_TIMEOUT_S = 60.0
+_MOST_NODES = 32  # of a large cluster, some tell for all
 
 
 @dataclass(frozen=True)
@@ -71,18 +74,22 @@ def chosen(spec: JobSpec, num_rows: int) -> tuple[int, str]:
     import ray  # noqa: PLC0415  # the laptop imports this module without Ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415
 
-    node = next((node for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")), None)
-    if node is None:
+    kind = spec.resources.accelerator_type
+    wanted = "GPU" if kind is None else ACCELERATOR_PREFIX + kind
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get(wanted)]
+    if not nodes:
         return 1, "one engine has a GPU, as no node with GPUs is up to look at; see resources.engines_per_gpu"
-    there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-    task = ray.remote(look).options(num_cpus=0, scheduling_strategy=there, max_retries=1)
-    resources = node["Resources"]
+
+    def ask(node: Mapping[str, Any]) -> Any:
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        task = ray.remote(look).options(num_cpus=0, scheduling_strategy=there, max_retries=1)
+        return task.remote(spec, node["Resources"]["GPU"], node["Resources"].get("CPU", 0))
+
     try:
-        asked = task.remote(spec, resources["GPU"], resources.get("CPU", 0))
-        room = ray.get(asked, timeout=_LOOK_TIMEOUT_S)
-    except (ray.exceptions.RayError, RayferryError) as error:
-        return 1, f"one engine has a GPU: its node cannot be looked at ({root_line(error)})"
-    return engines_per_gpu(room, num_rows // spec.min_replicas)
+        rooms: list[Room] = ray.get([ask(node) for node in nodes[:_MOST_NODES]], timeout=_LOOK_TIMEOUT_S)
+    except ray.exceptions.RayError as error:
+        return 1, f"one engine has a GPU: a node with GPUs cannot be looked at ({root_line(error)})"
+    return min(engines_per_gpu(room, num_rows // spec.min_replicas) for room in rooms)
 
 
 def with_engines(spec: JobSpec, number: int) -> JobSpec:
@@ -107,8 +114,11 @@ def memory_of_gpus() -> list[int]:
 
 
 def weight_bytes(spec: JobSpec) -> float | None:
-    """Bytes of the model's weights as they are loaded; None if they cannot be told. Under s3:// they are fetched."""
+    """Bytes of the model's weights as they are loaded, under s3:// as they are stored; None if they cannot be told."""
     with suppress(Exception):  # whatever it is, loading the model will tell
+        if spec.model.startswith("s3://"):
+            files = [file for file in storage.list_files([spec.model]) if file.path.endswith(".safetensors")]
+            return sum(file.num_bytes for file in files) or None
         model = fit.read(spec, weights.local_folder(spec.model), spec.engine.to_kwargs())
         return model and model.num_bytes
     return None

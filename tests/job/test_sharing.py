@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from rayferry.job import sharing
+from rayferry.job import sharing, storage
 from rayferry.job.sharing import Room, engines_per_gpu, share_of_memory, with_engines
 from rayferry.job.spec import ReplicaRange
 
@@ -78,6 +78,14 @@ def test_weights_are_counted_without_what_lies_beside_them(make_spec, folder):
 
 def test_weights_that_are_not_there_are_not_known(make_spec, tmp_path):
     assert sharing.weight_bytes(make_spec(model=str(tmp_path))) is None
+
+
+def test_weights_under_s3_are_counted_where_they_lie(make_spec, bucket_uri):
+    files, path = storage.filesystem(f"{bucket_uri}/model/")
+    for name, num_bytes in (("a.safetensors", 30), ("b.safetensors", 12), ("tokenizer.json", 100)):
+        with files.open_output_stream(f"{path.rstrip('/')}/{name}") as stream:
+            stream.write(bytes(num_bytes))
+    assert sharing.weight_bytes(make_spec(model=f"{bucket_uri}/model/")) == 42
 
 
 def test_an_engine_alone_has_vllms_own_share(make_spec):
