@@ -1,6 +1,7 @@
 """Runs the pipeline with tensor_parallel_size=2 and two replicas on a Ray of its own with four logical GPUs.
 
-Each replica has two workers that hold its GPUs, as vLLM has, and one replica's process ends in its first batch.
+Each replica has two workers that hold its GPUs, as vLLM has, and one replica's process ends in its first batch. Then it
+runs once more with two engines that share one GPU.
 
 usage: tensor_parallel_job.py FOLDER    prints one JSON line: what each replica saw, and the groups left at the end
 """
@@ -69,27 +70,48 @@ class Replica:
         return answered.set_column(index, "generated_text", [[json.dumps(told, sort_keys=True)] * table.num_rows])
 
 
-def main():
-    folder = Path(sys.argv[1])
-    (folder / "in").mkdir()
+class Sharer(Replica):
+    """One of two on a GPU."""
+
+    def __init__(self, spec, device, progress, openai, **_options):
+        self._answers = Answers(spec, openai=openai)
+        self._folder = Path(spec.output.uri).parent
+        progress.replica_ready.remote(load_s=0.0, vllm="none")
+
+    async def __call__(self, table):
+        (self._folder / f"answers-{os.getpid()}").touch()
+        deadline = time.monotonic() + WAIT_S
+        while self._num_answering() < REPLICAS and time.monotonic() < deadline:  # noqa: ASYNC110  # another process
+            await asyncio.sleep(0.1)
+        resources = ray.get_runtime_context().get_assigned_resources()
+        told = {"pid": os.getpid(), "gpus": resources["GPU"], "which": os.environ["CUDA_VISIBLE_DEVICES"]}
+        answered = self._answers.add_to(table, [None] * table.num_rows)
+        index = answered.schema.get_field_index("generated_text")
+        return answered.set_column(index, "generated_text", [[json.dumps(told, sort_keys=True)] * table.num_rows])
+
+
+def carry_out(folder, predictor, **changes):
+    """What the rows of a job in that folder say, each thing once, and their number."""
+    (folder / "in").mkdir(parents=True)
     for number in range(8):
         (folder / "in" / f"{number}.txt").write_text("a prompt\n" * 4)
-    job = {
-        "model": "none",
-        "input": {"uri": str(folder / "in")},
-        "output": {"uri": str(folder / "out")},
-        "engine": {"tensor_parallel_size": 2},
-        "replicas": REPLICAS,
-        "batch_size": 2,
-    }
-    ray.init("local", num_cpus=8, num_gpus=4, include_dashboard=False, log_to_driver=False)
-    pipeline.run(parse(job, "job"), "groups", Replica)
+    places = {"input": {"uri": str(folder / "in")}, "output": {"uri": str(folder / "out")}}
+    pipeline.run(parse({"model": "none", "batch_size": 2} | places | changes, "job"), "groups", predictor)
     import pyarrow.parquet as pq
 
     rows = [row for part in (folder / "out/data").iterdir() for row in pq.read_table(part).to_pylist()]
     told = {row["generated_text"] for row in rows}
+    return sorted(map(json.loads, told), key=str), len(rows)
+
+
+def main():
+    folder = Path(sys.argv[1])
+    ray.init("local", num_cpus=8, num_gpus=4, include_dashboard=False, log_to_driver=False)
+    told, num_rows = carry_out(folder / "groups", Replica, engine={"tensor_parallel_size": 2}, replicas=REPLICAS)
     states = [group["state"] for group in placement_group_table().values()]
-    print(json.dumps({"rows": len(rows), "told": sorted(map(json.loads, told), key=str), "states": states}))
+    shared, num_shared = carry_out(folder / "shared", Sharer, resources={"engines_per_gpu": 2})
+    result = {"rows": num_rows, "told": told, "states": states, "shared": shared, "rows_shared": num_shared}
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

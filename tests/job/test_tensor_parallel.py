@@ -43,3 +43,10 @@ def test_the_replicas_children_run_in_its_group_and_itself_takes_no_gpu(outcome)
 
 def test_all_groups_are_removed_at_the_end(outcome):
     assert set(outcome["states"]) == {"REMOVED"}
+
+
+def test_engines_that_share_a_gpu_are_two_processes_on_one_of_them(outcome):
+    first, second = outcome["shared"]
+    assert (first["gpus"], second["gpus"], outcome["rows_shared"]) == (0.5, 0.5, 32)
+    assert first["pid"] != second["pid"]
+    assert first["which"] == second["which"]
