@@ -46,7 +46,7 @@ unit: venv
 e2e: venv
 	$(BIN)/pytest -q -m "e2e and not slow and not chaos"
 
-# What CI runs beside `make test`.
+# Half a minute or more each: before a release, and after a change of what they show.
 slow: venv
 	$(BIN)/pytest -q -m "slow and not chaos"
 
