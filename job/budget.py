@@ -1,13 +1,11 @@
 """How many calls an engine may have at once: no more than run together, nor than its KV cache holds to their end."""
 
-from rayferry.job.calls import Call
-from rayferry.job.line import text_of
+from rayferry.job.line import CHARS_PER_TOKEN
 from rayferry.job.tally import Tally
 
 # Rather a few more: while one is too many, another ends before its time.
 _OVERBOOKED = 1.1
 _LEAST_TOGETHER = 64
-_CHARS_PER_TOKEN = 4
 _ENOUGH_ANSWERED = 64
 
 
@@ -34,11 +32,11 @@ class Budget:
         self._sum = 0.0
         self._num_chars = self._most_tokens = 0
 
-    def has_room(self, call: Call, tokens: int, *, whole: bool) -> bool:
+    def has_room(self, num_chars: int, tokens: int, *, whole: bool) -> bool:
         """True if the engine may have one call more.
 
         Args:
-            call: which.
+            num_chars: length of its prompt.
             tokens: the most that it may generate.
             whole: it needs room up to its end; else vLLM sees to that.
         """
@@ -46,11 +44,10 @@ class Budget:
             return False
         if not whole or self._cache_tokens is None or len(self._reserved) < _LEAST_TOGETHER:
             return True
-        return self._sum + self._size(len(text_of(call)), tokens) <= _OVERBOOKED * self._cache_tokens
+        return self._sum + self._size(num_chars, tokens) <= _OVERBOOKED * self._cache_tokens
 
-    def reserve(self, name: str, call: Call, tokens: int) -> None:
+    def reserve(self, name: str, num_chars: int, tokens: int) -> None:
         """The engine has this call now, by this name."""
-        num_chars = len(text_of(call))
         size = self._size(num_chars, tokens)
         self._reserved[name] = (size, num_chars, tokens)
         self._sum += size
@@ -66,6 +63,6 @@ class Budget:
         """Tokens of the KV cache; those of a prompt that others have begun alike are there already."""
         its = self._tally
         if its.num_answered < _ENOUGH_ANSWERED:
-            return num_chars / _CHARS_PER_TOKEN + tokens
+            return num_chars / CHARS_PER_TOKEN + tokens
         prompt = num_chars * (its.num_input_tokens - its.num_cached_tokens) / max(1, self._num_chars)
         return prompt + tokens * its.num_generated_tokens / max(1, self._most_tokens)

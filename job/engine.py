@@ -7,7 +7,7 @@ import inspect
 import json
 import os
 import re
-from contextlib import nullcontext
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from rayferry.job import arguments, fit, sharing, weights
 from rayferry.job.errors import EngineError
 from rayferry.job.generating import GeneratingEngine
 from rayferry.job.pooling import PoolingEngine
-from rayferry.job.prepared import spawned_processes
+from rayferry.job.prepared import in_place_of_spawn, serve
 from rayferry.job.spec import GENERATING, JobSpec
 
 _GIB = 1 << 30
@@ -42,7 +42,7 @@ def load(spec: JobSpec, device: str) -> GeneratingEngine | PoolingEngine:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, min(4, memory // (4 * _GIB)))))
     elif spec.engine.world_size == 1:
-        options = sharing.share_of_memory(spec) | options
+        options |= sharing.share_of_memory(spec)
     else:
         # Workers of the engine are Ray actors in this replica's placement group.
         options.setdefault("distributed_executor_backend", "ray")
@@ -54,23 +54,30 @@ def load(spec: JobSpec, device: str) -> GeneratingEngine | PoolingEngine:
     if adapters:
         options = {"enable_lora": True, "max_lora_rank": _rank(adapters.values())} | options
     model = weights.local_folder(spec.model)
-    with spawned_processes() if device == "gpu" and spec.engine.world_size == 1 else nullcontext():
-        try:
-            import vllm  # noqa: PLC0415  # only the cluster's nodes have it, and it takes seconds
-        except ImportError as error:
-            msg = (
-                f"vllm cannot be imported on this node ({error}); "
-                "use an image that holds it, or add it to runtime_env.pip in the job file"
-            )
-            raise EngineError(msg) from error
-        try:
-            if device == "gpu":
-                fit.check(spec, model, options, lambda: _gpu(options))
+    context = serve() if _has_own_process(spec, device, options) else None
+    try:
+        import vllm  # noqa: PLC0415  # only the cluster's nodes have it, and it takes seconds
+    except ImportError as error:
+        msg = (
+            f"vllm cannot be imported on this node ({error}); "
+            "use an image that holds it, or add it to runtime_env.pip in the job file"
+        )
+        raise EngineError(msg) from error
+    try:
+        if device == "gpu":
+            fit.check(spec, model, options, lambda: _gpu(options))
+        with in_place_of_spawn(context):
             llm = vllm.LLM(model=model, revision=spec.revision, **options)
-        except ValidationError as error:
-            raise EngineError(arguments.refused(error, options, str(vllm.__version__))) from error
+    except ValidationError as error:
+        raise EngineError(arguments.refused(error, options, str(vllm.__version__))) from error
     kind = GeneratingEngine if spec.task in GENERATING else PoolingEngine
     return kind(llm, spec, adapters, device)
+
+
+def _has_own_process(spec: JobSpec, device: str, options: Mapping[str, Any]) -> bool:
+    """True if vLLM will spawn one process for the engine, and does nothing of its own with how."""
+    is_spawned = os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") != "0" and not options.get("numa_bind")
+    return device == "gpu" and spec.engine.world_size == 1 and is_spawned
 
 
 def is_about_memory(reason: str) -> bool:
@@ -103,12 +110,15 @@ def advice(spec: JobSpec, device: str, limits: dict[str, Any]) -> str:
     few = f"{now('max_num_seqs', 'the default of vLLM')} or {now('max_model_len', 'as long as the model can')}"
     if device == "cpu":
         return f"If memory ran out: lower {few}, or replicas (now {spec.max_replicas})."
+    replicas = f"replicas (now {spec.max_replicas // spec.resources.engines})"
+    if spec.resources.engines > 1:
+        replicas += f", or resources.engines_per_gpu (now {spec.resources.engines})"
     share = now("gpu_memory_utilization", "the default of vLLM, 0.9 or 0.92")
     more = f"engine.tensor_parallel_size (now {spec.engine.tensor_parallel_size})"
     return (
         f"If a GPU's memory ran out: lower {few}; lower {share} if it ran out while the engine worked or if others use "
         f"the GPU, raise it if vLLM had too little for its KV cache; or raise {more}. "
-        f"If a node's memory ran out: lower replicas (now {spec.max_replicas})."
+        f"If a node's memory ran out: lower {replicas}."
     )
 
 

@@ -58,7 +58,7 @@ def build(  # noqa: PLR0913  # what it brings together
     generating_s = ended_at - now.ready_at if now.ready_at else None
     generated = sum(part.num_generated_tokens for part in parts)
     new = generated - now.num_earlier_tokens
-    first_at = min((life.tally.first_at for life in now.lives if life.tally and life.tally.first_at), default=None)
+    first_at = min(filter(None, (life.first_at for life in now.lives)), default=None)
     return {
         "schema_version": SCHEMA_VERSION,
         "name": spec.name,

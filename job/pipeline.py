@@ -179,7 +179,7 @@ def _answer(  # noqa: PLR0913  # what it brings together
             "device": placement.device,
             "progress": board,
             "openai": found.openai,
-            "longest_first": found.num_rows <= rows_at_once * spec.min_replicas,
+            "all_here": found.num_rows <= rows_at_once * spec.min_replicas,
         },
         batch_size=max(spec.batch_size, rows_per_block // hand_over.BATCHES_PER_BLOCK),
         batch_format="pyarrow",

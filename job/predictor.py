@@ -37,7 +37,7 @@ class LLMPredictor:
         progress: "ActorHandle[Any] | None" = None,
         *,
         openai: bool = False,
-        longest_first: bool = False,
+        all_here: bool = False,
     ) -> None:
         """Loads the model.
 
@@ -46,7 +46,7 @@ class LLMPredictor:
             device: `gpu` or `cpu`, as placed.
             progress: told when the engine is ready, or why it is not.
             openai: rows are OpenAI batch lines.
-            longest_first: the whole input is with the replicas at once; see `line.Line`.
+            all_here: the whole input is with the replicas at once; see `line.Line`.
 
         Raises:
             EngineError: a secret cannot be had; the model or an engine argument is not usable here.
@@ -79,7 +79,7 @@ class LLMPredictor:
             spec.retry.engine_timeout_s,
             spec.retry.request_timeout_s,
             multiprocessing.active_children(),
-            longest_first=longest_first,
+            all_here=all_here,
         )
         if progress is not None:
             limits = getattr(loaded, "limits", {})

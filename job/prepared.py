@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.context import BaseContext, ForkServerContext, ForkServerProcess
-from typing import Any
 
 # What the engine's process imports, which takes it as long as the replica's own process.
 ENGINE_MODULES = ("vllm.v1.engine.core", "vllm.v1.worker.gpu_worker", "vllm.model_executor.models")
@@ -16,9 +15,11 @@ ENGINE_MODULES = ("vllm.v1.engine.core", "vllm.v1.worker.gpu_worker", "vllm.mode
 class _Process(ForkServerProcess):
     """A process that has the environment of the one that starts it, as a spawned one has, and does not outlive it."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    _environment: dict[str, str]
+
+    def start(self) -> None:
         self._environment = dict(os.environ)
+        super().start()
 
     def run(self) -> None:
         os.environ.clear()
@@ -38,13 +39,12 @@ class _Context(ForkServerContext):
     Process = _Process
 
 
-@contextmanager
-def spawned_processes(modules: Sequence[str] = ENGINE_MODULES) -> Iterator[None]:
-    """Within it, who asks for spawned processes gets such as have imported modules already.
+def serve(modules: Sequence[str] = ENGINE_MODULES) -> BaseContext:
+    """Starts a server that imports modules and then forks processes that have them; gives its context.
 
-    In a Ray actor vLLM spawns its engine's process, which then imports vllm once more, after the actor has. Here a
-    server imports it while the actor does, and forks that process. It is as clean as a spawned one: the server has
-    neither Ray's threads nor CUDA.
+    In a Ray actor vLLM spawns its engine's process, which then imports vllm once more, after the actor has. The server
+    imports it while the actor does. What it forks is as clean as a spawned process: it has neither Ray's threads nor
+    CUDA.
     Source: `get_mp_context` in vllm/utils/system_utils.py (0.25.1 and 0.32)
     """
     from multiprocessing import forkserver  # noqa: PLC0415  # only replicas on GPUs
@@ -52,10 +52,19 @@ def spawned_processes(modules: Sequence[str] = ENGINE_MODULES) -> Iterator[None]
     context = _Context()
     context.set_forkserver_preload(list(modules))
     forkserver.ensure_running()
+    return context
+
+
+@contextmanager
+def in_place_of_spawn(context: BaseContext | None) -> Iterator[None]:
+    """Within it, who asks for the context of spawned processes gets this one. None: its own.
+
+    What is imported within it may keep that for good: import before.
+    """
     its = multiprocessing.get_context
 
     def get_context(method: str | None = None) -> BaseContext:
-        return context if method == "spawn" else its(method)
+        return context if context is not None and method == "spawn" else its(method)
 
     multiprocessing.get_context = get_context  # type: ignore[assignment]
     try:

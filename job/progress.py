@@ -108,6 +108,7 @@ class Board:
         self._files: dict[str, int] = {}
         self._partly: dict[str, _FileState] = {}
         self._parts: dict[str, list[dict[str, Any]]] = {}
+        self._write_s: dict[str, float] = {}
         self._now = Snapshot()
         self._load_s: dict[str, float] = {}
         self._advice = ""
@@ -133,7 +134,7 @@ class Board:
             Why it is of no use to go on, or None.
         """
         self._parts[name] = parts
-        self._now.write_s += seconds
+        self._write_s[name] = seconds
         if not self._now.preview:
             self._now.preview = preview
         self._now.hopeless = self._now.hopeless or self._hopeless()
@@ -256,6 +257,7 @@ class Board:
         now.failed = sum(part["num_rows"] for part in parts if part["kind"] == "errors")
         now.num_poison = self._quarantine.num_poison
         now.lives = list(self._lives.values())
+        now.write_s = sum(self._write_s.values())
         now.num_rescued = sum(part.get("num_rescued", 0) for part in parts)
         now.num_input_tokens = sum(part["num_input_tokens"] for part in parts)
         now.num_generated_tokens = sum(part["num_generated_tokens"] for part in parts)

@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -20,7 +20,7 @@ from rayferry.job.rows import RowError
 from rayferry.job.tally import Tally
 
 _LOOK_EVERY_S = 1.0
-_GATHER_S = 0.3  # Ray Data hands over some forty blocks a second
+_GATHER_S, _GATHER_MOST_S = 0.3, 1.0  # Ray Data hands over some forty blocks a second
 _GC_THRESHOLDS = (10_000, 20, 100)  # a look at all that is new since the start every twenty million objects
 
 
@@ -105,7 +105,7 @@ class Pump:
         request_timeout_s: float | None = None,
         processes: Sequence[BaseProcess] = (),
         *,
-        longest_first: bool = False,
+        all_here: bool = False,
     ) -> None:
         """Starts the thread.
 
@@ -114,7 +114,7 @@ class Pump:
             timeout_s: most time for the engine to return from one call.
             request_timeout_s: most time for one request, from when the engine has it.
             processes: what the engine runs in; vLLM waits for ever for one that was killed.
-            longest_first: all calls that will come find room here at once; see `Line`.
+            all_here: all calls that will come are handed over at once; see `Line`.
         """
         self._engine = engine
         self._timeout_s = timeout_s
@@ -122,15 +122,14 @@ class Pump:
         self._request_timeout_s = request_timeout_s
         self._added: deque[tuple[float, str]] = deque()  # in order; only where requests have a timeout
         self._called_at: float | None = None
-        self._is_begun = False
+        self._gather_until: float | None = None
         self._incoming: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
         self.tally = Tally()
-        self._tokens_of: Callable[[Call], int] | None = getattr(engine, "tokens_of", None)
-        self._line: Line[_Batch] = Line(self._tokens_of, longest_first=longest_first)
         room = getattr(engine, "room", None)  # what waits here, and not with the engine, can be put in order
+        self._line: Line[_Batch] = Line(getattr(engine, "tokens_of", None), room or 0, all_here=all_here)
         self._budget = Budget(room, getattr(engine, "cache_tokens", None), self.tally) if room else None
         self._running: dict[str, tuple[_Batch, int]] = {}
-        self._admitting: _Batch | None = None
+        self._open: dict[int, _Batch] = {}
         self._dead: EngineError | None = None
         self._closing = False
         self._lock = threading.Lock()
@@ -161,6 +160,8 @@ class Pump:
             elif not calls:
                 batch.future.set_result([])
             else:
+                self._open[id(batch)] = batch
+                batch.future.add_done_callback(lambda _: self._open.pop(id(batch), None))
                 self._incoming.put(batch)
         return batch.future
 
@@ -191,23 +192,22 @@ class Pump:
             self._receive()
             self._line.watch(len(self._running))
             while self._line:
-                batch, index, call = one = self._line.take()
-                tokens = self._tokens_of(call) if self._tokens_of is not None else 0
-                if self._budget and not self._budget.has_room(call, tokens, whole=self._line.longest_first):
-                    self._line.put_back(one)
+                one = self._line.next()
+                whole = self._line.is_by_length
+                if self._budget and not self._budget.has_room(one.num_chars, one.tokens, whole=whole):
                     break
-                self._admitting = batch
+                self._line.drop()
                 self._called_at = time.monotonic()
                 try:
-                    name = self._engine.add(call)
-                    self._running[name] = (batch, index)
+                    name = self._engine.add(one.call)
+                    self._running[name] = (one.owner, one.index)
                     if self._budget:
-                        self._budget.reserve(name, call, tokens)
+                        self._budget.reserve(name, one.num_chars, one.tokens)
                     if self._request_timeout_s is not None:
                         self._added.append((time.monotonic(), name))
                 except RefusedError as refusal:
-                    batch.settle(index, refusal)
-                self._called_at = self._admitting = None
+                    one.owner.settle(one.index, refusal)
+                self._called_at = None
             if self._engine.is_busy():
                 return True
             if self._closing:
@@ -219,21 +219,24 @@ class Pump:
             self._budget.give_back(name)
         return self._running.pop(name)
 
-    def _gathers(self) -> bool:
-        """True at the start, while prompts that begin alike are coming: one round of them is better than two."""
-        return not self._is_begun and not self._closing and self._line.longest_first and self._line.has_alike()
-
     def _receive(self) -> None:
-        """Puts what came in into the line; waits for it if there is nothing else to do."""
+        """Puts what came in into the line; waits for it if there is nothing else to do.
+
+        At the start it waits a little for more, where prompts begin alike: one round of each is better than two.
+        """
         while True:
             is_idle = not (self._closing or self._line or self._engine.is_busy())
             since = time.monotonic()
+            if self._gather_until is None and self._line:
+                self._gather_until = since + _GATHER_MOST_S
+            gathers = not self._closing and since < (self._gather_until or 0) and self._line.gathers
             try:
-                batch = self._incoming.get(block=is_idle or self._gathers(), timeout=None if is_idle else _GATHER_S)
+                batch = self._incoming.get(block=is_idle or gathers, timeout=None if is_idle else _GATHER_S)
             except queue.Empty:
-                self._is_begun = self._is_begun or bool(self._line)
+                if gathers:
+                    self._gather_until = 0
                 return
-            if self.tally.first_at is not None and is_idle:
+            if self.tally.num_answered and is_idle:
                 self.tally.idle_s += time.monotonic() - since
             if batch is None:
                 self._closing = True
@@ -269,14 +272,6 @@ class Pump:
                 return
             self._dead = EngineError(f"the engine died: {type(error).__name__}: {error}")
             self._dead.__cause__ = error
-            batches = {id(batch): batch for batch, _ in list(self._running.values())}
-            batches |= {id(batch): batch for batch in list(self._line.owners())}
-            if self._admitting is not None:
-                batches[id(self._admitting)] = self._admitting
-            while not self._incoming.empty():
-                batch = self._incoming.get()
-                if batch is not None:
-                    batches[id(batch)] = batch
-        for batch in batches.values():
+        for batch in list(self._open.values()):
             if not batch.future.done():
                 batch.future.set_exception(self._dead)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -16,8 +16,8 @@ class Tally:
         num_cached_tokens: as many of those were in the engine's prefix cache.
         num_generated_tokens: of their answers.
         idle_s: seconds without anything to answer, between the first call and the last.
-        first_at: when the first answer was there, as `time.time()` of its node.
-        last_at: the same of the last one.
+        first_s: when the first answer was there, in seconds from the replica's readiness.
+        last_s: the same of the last one.
     """
 
     num_answered: int = 0
@@ -25,13 +25,16 @@ class Tally:
     num_cached_tokens: int = 0
     num_generated_tokens: int = 0
     idle_s: float = 0.0
-    first_at: float | None = None
-    last_at: float | None = None
+    first_s: float | None = None
+    last_s: float | None = None
+    _since: float = field(default_factory=time.monotonic, repr=False, compare=False)
 
     def add(self, output: Any) -> None:
-        """Counts a final output of vLLM."""
-        self.last_at = time.time()
-        self.first_at = self.first_at or self.last_at
+        """Counts a final output of vLLM; a refusal is none."""
+        if isinstance(output, Exception):
+            return
+        self.last_s = time.monotonic() - self._since
+        self.first_s = self.last_s if self.first_s is None else self.first_s
         self.num_answered += 1
         self.num_input_tokens += len(getattr(output, "prompt_token_ids", None) or ())
         self.num_cached_tokens += getattr(output, "num_cached_tokens", None) or 0
@@ -56,11 +59,18 @@ class Life:
     ready_at: float | None = None
     tally: Tally | None = None
 
+    @property
+    def first_at(self) -> float | None:
+        """When its first answer was there, in seconds since 1970."""
+        if self.tally is None or self.tally.first_s is None or self.ready_at is None:
+            return None
+        return self.ready_at + self.tally.first_s
+
     def to_json(self, now: float) -> dict[str, Any]:
         """One entry of the manifest's `replicas`."""
         tally = self.tally or Tally()
         end = self.ended_at or now
-        seconds = None if self.ready_at is None or tally.last_at is None else max(1e-3, tally.last_at - self.ready_at)
+        seconds = None if tally.last_s is None else max(1e-3, tally.last_s)
         return {
             "answered": tally.num_answered,
             "rows_per_s": seconds and round(tally.num_answered / seconds, 2),

@@ -1,7 +1,6 @@
 import pytest
 
 from rayferry.job.budget import Budget
-from rayferry.job.calls import Call
 from rayferry.job.tally import Tally
 
 LEAST = 64  # which it always lets in
@@ -12,10 +11,9 @@ def fill():
     """As many calls of so many characters and tokens as there is room for."""
 
     def fill(budget, chars, tokens, *, whole=True, limit=10_000):
-        call = Call("x" * chars)
         number = 0
-        while number < limit and budget.has_room(call, tokens, whole=whole):
-            budget.reserve(f"{number}-{chars}", call, tokens)
+        while number < limit and budget.has_room(chars, tokens, whole=whole):
+            budget.reserve(f"{number}-{chars}", chars, tokens)
             number += 1
         return number
 
@@ -42,10 +40,10 @@ def test_what_is_over_makes_room():
     budget = Budget(1000, 100, Tally())
     calls = [f"{at}" for at in range(LEAST)]
     for name in calls:
-        budget.reserve(name, Call("abcd"), 1)
-    assert not budget.has_room(Call("abcd"), 1, whole=True)
+        budget.reserve(name, 4, 1)
+    assert not budget.has_room(4, 1, whole=True)
     budget.give_back("0")
-    assert budget.has_room(Call("abcd"), 1, whole=True)
+    assert budget.has_room(4, 1, whole=True)
 
 
 def tally(**counts):
@@ -69,7 +67,7 @@ def test_what_a_call_takes_is_learned_from_those_that_are_over(fill, counts, exp
     its = Tally()
     budget = Budget(1000, 10_000, its)
     for at in range(100):  # 40 characters and at most 90 tokens each
-        budget.reserve(f"over {at}", Call("x" * 40), 90)
+        budget.reserve(f"over {at}", 40, 90)
         budget.give_back(f"over {at}")
     vars(its).update(vars(tally(**counts)))
     assert fill(budget, 40, 90) == expected

@@ -109,7 +109,7 @@ def test_speed_counts_from_the_first_ready_replica(build):
 
 
 def test_the_first_answer_and_the_time_of_writing_are_told(build):
-    lives = [Life(1e9, tally=Tally(first_at=1e9 + at)) for at in (7, 5.00049)]
+    lives = [Life(1e9, ready_at=1e9 + 1, tally=Tally(first_s=at)) for at in (6, 4.00049)]
     seconds = build(Snapshot(rows_read=6, lives=[*lives, Life(1e9)], write_s=1.23456))["seconds"]
     assert (seconds["first_answer"], seconds["write"]) == (5.0, 1.235)
 

@@ -5,23 +5,23 @@ import subprocess
 import sys
 import time
 
-from rayferry.job.prepared import spawned_processes
+from rayferry.job.prepared import in_place_of_spawn
 
 WAIT_S = 30
 PARENT = """
 import multiprocessing, os, sys, time
-from rayferry.job.prepared import spawned_processes
+from rayferry.job.prepared import in_place_of_spawn, serve
 
 def child(pipe):
     pipe.send(("decimal" in sys.modules, os.environ.get("SET_LATER"), os.getpid()))
     time.sleep(600)
 
 if __name__ == "__main__":
-    with spawned_processes(["decimal"]):
-        os.environ["SET_LATER"] = "yes"
+    with in_place_of_spawn(serve(["decimal"])):
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe()
         process = context.Process(target=child, args=(there,), name="EngineCore")
+        os.environ["SET_LATER"] = "yes"
         process.start()
         print(*here.recv(), process in multiprocessing.active_children(), flush=True)
         time.sleep(600)
@@ -53,7 +53,6 @@ def test_a_spawned_process_has_the_modules_and_the_environment_and_ends_with_a_k
 
 def test_outside_of_it_processes_are_spawned_as_ever():
     before = multiprocessing.get_context
-    with spawned_processes([]):
-        assert multiprocessing.get_context("fork").get_start_method() == "fork"
-        assert multiprocessing.get_context is not before
+    with in_place_of_spawn(None):
+        assert multiprocessing.get_context("spawn").get_start_method() == "spawn"
     assert multiprocessing.get_context is before

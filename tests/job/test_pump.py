@@ -319,17 +319,17 @@ class Choosy(FakeEngine):
         return super().add(call)
 
 
-def test_the_engine_gets_no_more_than_it_has_room_for_and_the_longest_first():
+def test_the_engine_gets_no_more_than_it_has_room_for_and_of_the_last_the_longest_first():
     engine = Choosy()
-    pump = Pump(engine, longest_first=True)
+    pump = Pump(engine, all_here=True)
     pump.submit(calls("a*1", "b*5", "c*3", "d*4")).result(WAIT_S)
-    assert (engine.got, engine.together) == (["b*5", "d*4", "c*3", "a*1"], 2)
+    assert (engine.got, engine.together) == (["a*1", "b*5", "d*4", "c*3"], 2)
     pump.close()
 
 
 def test_prompts_that_begin_alike_are_gathered_before_the_first_one_runs():
     engine = Choosy()
-    pump = Pump(engine, longest_first=True)
+    pump = Pump(engine, all_here=True)
     prompts = ["x" * 600 + "*1", "y" * 600 + "*1", "x" * 600 + "*1"]
     batches = [pump.submit(calls(*several)) for several in (prompts, prompts[1:])]
     for batch in batches:

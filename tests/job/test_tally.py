@@ -18,7 +18,7 @@ def test_answers_are_counted_with_their_tokens():
         4,
         8,
     )
-    assert tally.first_at <= tally.last_at
+    assert 0 <= tally.first_s <= tally.last_s
 
 
 def test_what_is_pooled_generates_nothing():
@@ -28,7 +28,7 @@ def test_what_is_pooled_generates_nothing():
 
 
 def lives():
-    done = Tally(num_answered=30, num_input_tokens=100, num_cached_tokens=25, num_generated_tokens=600, last_at=40.0)
+    done = Tally(num_answered=30, num_input_tokens=100, num_cached_tokens=25, num_generated_tokens=600, last_s=30.0)
     return [
         Life(started_at=0.0, ready_at=10.0, tally=done),
         Life(started_at=0.0, ended_at=20.0),
@@ -51,3 +51,14 @@ def test_the_hit_rate_is_the_share_of_prompt_tokens_that_were_cached():
 
 def test_without_an_answer_there_is_no_hit_rate():
     assert summary([], 1, now=50.0) == {"prefix_cache_hit_rate": None, "gpu_seconds": 0, "replicas": []}
+
+
+def test_a_refusal_is_no_answer():
+    tally = Tally()
+    tally.add(ValueError("too long"))
+    assert tally == Tally()
+
+
+def test_the_first_answer_is_counted_from_the_readiness():
+    assert Life(started_at=0.0, ready_at=10.0, tally=Tally(first_s=2.5)).first_at == 12.5
+    assert Life(started_at=0.0, ready_at=10.0, tally=Tally()).first_at is None
