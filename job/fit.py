@@ -66,6 +66,16 @@ class Model:
         parts = [key for key, value in self.config.items() if key.endswith("_config") and isinstance(value, dict)]
         return str(names[0]).endswith("ForCausalLM") and set(parts) <= {"quantization_config"}
 
+    def cache_bytes(self, max_model_len: int | None) -> int | None:
+        """Bytes of the KV cache that one sequence of that length needs, 2 a number; None: its config does not tell."""
+        its = self.config
+        heads, layers = its.get("num_attention_heads"), its.get("num_hidden_layers")
+        length = max_model_len or its.get("max_position_embeddings")
+        if not heads or not layers or not length or not (its.get("head_dim") or its.get("hidden_size")):
+            return None
+        width = its.get("head_dim") or its["hidden_size"] // heads
+        return int(2 * 2 * layers * (its.get("num_key_value_heads") or heads) * width * length)
+
     def can_split(self, size: int) -> bool:
         """True if tensor parallelism over so many GPUs divides its layers."""
         heads = int(self.config.get("num_attention_heads") or 0)

@@ -127,13 +127,14 @@ def _run(
     parts = sink.PartsDatasink(layout, submission_id, spec.output.rows_per_part, schema, board, found.copied)
     parts.records.update(done.records)
     _go_on(board, done, found)
-    fleet, placement = _share(spec, placement, found)
+    num_left = max(0, found.num_rows - sum(map(len, done.spans.values())))
+    fleet, placement = _share(spec, placement, num_left)
     _set_up_ray_data(hand_over.block_rows(fleet, found) * found.row_bytes, fleet.max_replicas)
     dataset = source.read(spec, found, board, _repeated_ids(spec, found), done)
     if dataset is not None:
         save_files = functools.partial(checkpoint.save_files, layout, submission_id)
         with reporter.Reporter(board, layout.progress_uri, num_files, spec.output.preview_rows, save_files):
-            _answer(fleet, found, dataset, predictor=predictor, placement=placement, board=board, parts=parts)
+            _answer(fleet, found, dataset, num_left, predictor=predictor, placement=placement, board=board, parts=parts)
     now = ray.get(board.snapshot.remote())
     _tell_end(now)
     if not any(part.kind == "data" for part in parts.parts):
@@ -158,6 +159,7 @@ def _answer(  # noqa: PLR0913  # what it brings together
     spec: JobSpec,
     found: "Input",
     dataset: "Dataset",
+    num_rows: int,
     *,
     predictor: type | None,
     placement: Placement,
@@ -169,9 +171,9 @@ def _answer(  # noqa: PLR0913  # what it brings together
 
     from rayferry.job.predictor import LLMPredictor
 
-    groups = ReplicaGroups(placement.bundles)
+    groups = ReplicaGroups(placement.bundles, placement.engines_per_gpu)
     rows_per_block = hand_over.block_rows(spec, found)
-    rows_at_once = hand_over.rows_at_once(spec, placement.device, found.num_rows)
+    rows_at_once = hand_over.rows_at_once(spec, placement.device, num_rows)
     dataset = dataset.map_batches(
         predictor or LLMPredictor,
         fn_constructor_kwargs={
@@ -179,7 +181,7 @@ def _answer(  # noqa: PLR0913  # what it brings together
             "device": placement.device,
             "progress": board,
             "openai": found.openai,
-            "all_here": found.num_rows <= rows_at_once * spec.min_replicas,
+            "all_here": num_rows <= rows_at_once * spec.min_replicas,
         },
         batch_size=max(spec.batch_size, rows_per_block // hand_over.BATCHES_PER_BLOCK),
         batch_format="pyarrow",
@@ -224,11 +226,11 @@ def _tell_end(now: "Snapshot") -> None:
         say(f"{counted(now.num_poison, 'row')} killed the engine: see errors/ (error_type EngineDied)")
 
 
-def _share(spec: JobSpec, placement: Placement, found: "Input") -> tuple[JobSpec, Placement]:
-    """The job and the placement with a replica for each engine, where several share a GPU."""
+def _share(spec: JobSpec, placement: Placement, num_rows: int) -> tuple[JobSpec, Placement]:
+    """The job and the placement with a replica for each engine, where several share a GPU; `num_rows`: still to do."""
     from rayferry.job import sharing
 
-    number, why = sharing.chosen(spec, found.num_rows) if placement.device == "gpu" else (1, "")
+    number, why = sharing.chosen(spec, num_rows) if placement.device == "gpu" else (1, "")
     if why:
         say(why)
     return sharing.with_engines(spec, number), placement.shared(number)

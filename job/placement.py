@@ -61,7 +61,7 @@ class Placement:
     Attributes:
         device: `gpu` or `cpu`.
         actor_args: what the actor itself asks of Ray.
-        bundles: the placement group that each replica gets for itself; empty if it needs none.
+        bundles: the placement group that each replica gets for itself, or those that share a GPU; empty if none.
         note: what a user should know about the choice, or "".
         engines_per_gpu: replicas that share a GPU.
         is_certain: False where the nodes that are there do not hold it, and nobody knows what the autoscaler may start.
@@ -78,8 +78,11 @@ class Placement:
         """The same for so many replicas on each GPU."""
         if self.device != "gpu" or engines_per_gpu == 1:
             return self
-        share = {"num_gpus": 1 / engines_per_gpu}
-        return replace(self, actor_args=self.actor_args | share, engines_per_gpu=engines_per_gpu)
+        args = {name: value for name, value in self.actor_args.items() if name != "accelerator_type"}
+        kind = self.actor_args.get("accelerator_type")
+        bundle: dict[str, float] = {"GPU": 1} | ({ACCELERATOR_PREFIX + kind: 0.001} if kind else {})
+        share = args | {"num_gpus": 1 / engines_per_gpu}
+        return replace(self, actor_args=share, bundles=[bundle], engines_per_gpu=engines_per_gpu)
 
 
 def plan(spec: JobSpec, nodes: Sequence[Node], *, autoscaling: bool, most: Sequence[Node] | None = None) -> Placement:
@@ -318,24 +321,27 @@ def can_grow(nodes: Sequence[Node], status: dict[str, Any]) -> bool:
 
 
 class ReplicaGroups:
-    """Placement groups, one for every replica, made as Ray Data makes the replicas' actors.
+    """Placement groups, made as Ray Data makes the replicas' actors: one for every replica, or for those of one GPU.
 
     Source: https://docs.ray.io/en/latest/ray-core/scheduling/placement-group.html
     """
 
-    def __init__(self, bundles: list[dict[str, float]]) -> None:
+    def __init__(self, bundles: list[dict[str, float]], replicas_each: int = 1) -> None:
         self._bundles = bundles
+        self._replicas_each = replicas_each
+        self._num_replicas = 0
         self._groups: list[PlacementGroup] = []
 
     def as_remote_args_fn(self) -> Callable[[], dict[str, Any]]:
-        """What `map_batches` calls for each new actor: its own group, its children in it too."""
+        """What `map_batches` calls for each new actor: its group, its children in it too."""
         from ray.util.placement_group import placement_group  # noqa: PLC0415  # the laptop plans without Ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # noqa: PLC0415
 
         def make() -> dict[str, Any]:
-            group = placement_group(self._bundles, strategy="STRICT_PACK")
-            self._groups.append(group)
-            strategy = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
+            if self._num_replicas % self._replicas_each == 0:
+                self._groups.append(placement_group(self._bundles, strategy="STRICT_PACK"))
+            self._num_replicas += 1
+            strategy = PlacementGroupSchedulingStrategy(self._groups[-1], placement_group_capture_child_tasks=True)
             return {"scheduling_strategy": strategy}
 
         return make

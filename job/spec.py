@@ -282,6 +282,9 @@ class JobSpec(Typed):
                 f"{self.engine.world_size}; leave it out, or set tensor_parallel_size and pipeline_parallel_size to 1"
             )
             raise ValueError(msg)
+        if self.resources.engines > 1 and not isinstance(self.replicas, int):
+            msg = "resources.engines_per_gpu: engines can share a GPU where replicas is a number, not {min, max}"
+            raise ValueError(msg)
         return self
 
     @model_validator(mode="after")

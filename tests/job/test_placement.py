@@ -55,6 +55,13 @@ def test_several_gpus_a_replica_are_a_bundle_each_in_a_group(place):
 def test_engines_that_share_a_gpu_each_ask_for_their_part_of_it(place):
     shared = place([gpus(4)]).shared(4)
     assert (shared.actor_args, shared.engines_per_gpu) == ({"num_cpus": 0, "num_gpus": 0.25}, 4)
+    assert shared.bundles == [{"GPU": 1}]
+
+
+def test_engines_that_share_a_gpu_of_a_model_find_it_in_their_group(place):
+    shared = place([gpus(4, kind=H100)], resources={"accelerator_type": "H100"}).shared(2)
+    assert shared.actor_args == {"num_cpus": 0, "num_gpus": 0.5}
+    assert shared.bundles == [{"GPU": 1, "accelerator_type:H100": 0.001}]
 
 
 def test_replicas_on_cpus_share_no_gpu(place):

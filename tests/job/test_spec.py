@@ -134,6 +134,10 @@ def test_a_wrong_value_is_told_with_its_path(changes, line):
             {"resources": {"engines_per_gpu": 2}, "engine": {"tensor_parallel_size": 4}},
             "resources.engines_per_gpu: 2 engines cannot share a GPU where each needs 4; leave it out",
         ),
+        (
+            {"resources": {"engines_per_gpu": 2}, "replicas": {"max": 4}},
+            "resources.engines_per_gpu: engines can share a GPU where replicas is a number",
+        ),
         ({"pooling": {"dimensions": 5}}, "pooling: has no meaning for task generate"),
         ({"chat": {"system_prompt": "x"}}, "chat: has no meaning for task generate"),
         ({"task": "chat", "chat": {"continue_final_message": True}}, "needs add_generation_prompt: false"),
