@@ -26,6 +26,7 @@ def surroundings():
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "300",  # where many lanes share few cores
         "RAY_TMPDIR": str(folder),
         "RAYFERRY_STATE": str(folder / "state"),
         "AWS_ACCESS_KEY_ID": secrets.token_hex(10),

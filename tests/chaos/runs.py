@@ -157,12 +157,11 @@ def _patiently(start):
     What a start that failed leaves is ended, as it holds the ports.
     """
     for _ in range(3):
-        before = set(psutil.Process().children(recursive=True))
+        before = set(psutil.Process().children())  # its own alone: workers of nodes that are up come and go meanwhile
         with suppress(Exception):
             return start()
-        for process in set(psutil.Process().children(recursive=True)) - before:
-            with suppress(psutil.Error):
-                process.kill()
+        for process in set(psutil.Process().children()) - before:
+            _end(process)
     return start()
 
 
