@@ -94,6 +94,7 @@ class _Folder:
         with self._explained(key, "written"):
             self._look()
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._was_there = True
             with self._locked():
                 found = self.get(key)
                 if (found[1] if found else None) != tag:

@@ -430,7 +430,7 @@ def test_a_run_that_was_given_up_lets_its_schedule_go_on(book, scheduler, runs, 
 
 def test_a_trigger_that_would_take_the_output_of_a_tick_is_refused(book, scheduler, schedule):
     daily = schedule(
-        cron="0 20 * * *", job=JOB | {"output": {"uri": "s3://b/{{ scheduled_time | date('%Y-%m-%d') }}/"}}
+        cron="0 20 * * *", job=JOB | {"output": {"uri": "s3://bucket/{{ scheduled_time | date('%Y-%m-%d') }}/"}}
     )
     with pytest.raises(SpecError, match=r"the output of the tick of 2026-03-01T20:00:00\+00:00"):
         adding.trigger_now(scheduler, daily, minute(5))
