@@ -434,3 +434,10 @@ def test_a_trigger_that_would_take_the_output_of_a_tick_is_refused(book, schedul
     )
     with pytest.raises(SpecError, match=r"the output of the tick of 2026-03-01T20:00:00\+00:00"):
         adding.trigger_now(scheduler, daily, minute(5))
+
+
+def test_a_trigger_whose_answer_was_lost_is_no_refusal(book, scheduler, runs, schedule):
+    runs.trouble = [NotKnownError("lost")]
+    entry = book.put_schedule(schedule(cron="0 0 1 1 *"), None)
+    firing = adding.trigger_now(scheduler, entry.value, minute(5, 7))
+    assert (firing.state, firing.submitted_at, firing.reason) == ("submitted", None, "lost")
