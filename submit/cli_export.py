@@ -12,7 +12,8 @@ import click
 
 from rayferry.job.errors import SpecError
 from rayferry.submit.cli_schedule import book_of, found, name_argument, store_option
-from rayferry.submit.cli_shared import Flags, address_of, address_option, json_option
+from rayferry.submit.cli_schedule_run import runs_of
+from rayferry.submit.cli_shared import Flags, address_option, json_option
 
 if TYPE_CHECKING:
     from rayferry.job.spec import JobSpec
@@ -179,7 +180,6 @@ def follow(
     """
     from rayferry.submit import report, s3
     from rayferry.submit.schedule import one_tick
-    from rayferry.submit.schedule.runs import RayRuns
     from rayferry.submit.schedule.scheduler import Scheduler
 
     book = book_of(store)
@@ -188,9 +188,7 @@ def follow(
     if tick is None:
         msg = f"{name}: there was no tick yet; see: rayferry schedule show {name}"
         raise SpecError(msg)
-    tunnelled = address_of(address) if address.cluster else None  # one, as long as the command goes on
-    runs = RayRuns(lambda named: tunnelled or address_of(address, named))
-    scheduler = Scheduler(book, runs, own_commands=allow_commands or not s3.is_s3(book.store.uri))
+    scheduler = Scheduler(book, runs_of(address), own_commands=allow_commands or not s3.is_s3(book.store.uri))
     end = one_tick.follow(scheduler, name, tick)
     if end.firing is None:
         report.note(f"no run: {end.reason}")

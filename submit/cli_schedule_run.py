@@ -1,5 +1,6 @@
 """`rayferry schedule trigger` and `run`: what speaks to clusters."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,10 +10,8 @@ from rayferry.submit.cli_schedule import book_of, found, name_argument, store_op
 from rayferry.submit.cli_shared import Flags, address_of, address_option, json_option
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from rayferry.submit.config import Address
     from rayferry.submit.schedule.book import Book
+    from rayferry.submit.schedule.runs import RayRuns
 
 
 @click.command()
@@ -25,16 +24,36 @@ def trigger(name: str, address: Flags, store: str | None, as_json: bool) -> None
     from rayferry.submit import report
     from rayferry.submit.schedule.adding import trigger_now
     from rayferry.submit.schedule.records import BAD
-    from rayferry.submit.schedule.runs import RayRuns, name_of
+    from rayferry.submit.schedule.runs import name_of
     from rayferry.submit.schedule.scheduler import Scheduler
+    from rayferry.submit.transport import NotKnownError
 
     book = book_of(store)
     made = found(book, name).value
-    firing = trigger_now(Scheduler(book, RayRuns(_place(address))), made)
+    firing = trigger_now(Scheduler(book, runs_of(address)), made)
     if firing.state in BAD:
         msg = f"{name}: not submitted: {firing.reason}"
         raise RayferryError(msg)
+    if firing.state == "submitted" and firing.submitted_at is None:
+        msg = f"{name}: {firing.reason}"
+        raise NotKnownError(msg)
     report.json_datum(firing.model_dump(mode="json")) if as_json else report.datum(name_of(firing))
+
+
+@click.command("give-up")
+@name_argument
+@click.argument("submission_id", metavar="ID")
+@store_option
+@json_option
+def give_up(name: str, submission_id: str, store: str | None, as_json: bool) -> None:
+    """Take a run for lost whose cluster is gone, so that its schedule goes on."""
+    from rayferry.submit import report
+    from rayferry.submit.schedule import adding
+
+    book = book_of(store)
+    found(book, name)
+    firing = adding.give_up(book, name, submission_id)
+    report.json_datum(firing.model_dump(mode="json")) if as_json else report.datum(submission_id)
 
 
 @click.command()
@@ -70,11 +89,10 @@ def run(
         _keep_on_cluster(book, address, allow_commands=allow_commands, as_json=as_json)
         return
     from rayferry.submit.schedule import loop
-    from rayferry.submit.schedule.runs import RayRuns
     from rayferry.submit.schedule.scheduler import Scheduler
 
     own_commands = allow_commands or not s3.is_s3(book.store.uri)
-    scheduler = Scheduler(book, RayRuns(_own_place() if inside else _place(address)), own_commands=own_commands)
+    scheduler = Scheduler(book, runs_of(address, inside=inside), own_commands=own_commands)
     if once:
         _run_once(scheduler, as_json=as_json)
     else:
@@ -107,21 +125,30 @@ def _keep_on_cluster(book: "Book", address: Flags, *, allow_commands: bool, as_j
     report.json_datum(value) if as_json else report.datum(name)
 
 
-def _place(flags: Flags) -> "Callable[[str | None], Address]":
-    """The way to a schedule's cluster, of the address that it names."""
-    if flags.cluster is None:
-        return lambda named: address_of(flags, named)
-    tunnelled = address_of(flags)  # one for all, as long as the command goes on
-    return lambda _named: tunnelled
+def runs_of(flags: Flags, *, inside: bool = False) -> "RayRuns":
+    """The runs of schedules, by what a command line says about clusters.
 
-
-def _own_place() -> "Callable[[str | None], Address]":
-    """Of a scheduler that runs on a cluster: that one, whatever schedules name; their address is a laptop's view."""
+    A scheduler that runs on a cluster uses that one, whatever schedules name; their address is a laptop's view.
+    """
     from rayferry.submit.config import Address
-    from rayferry.submit.transport import own_url
+    from rayferry.submit.schedule.runs import RayRuns
 
-    here = Address(own_url(), "the cluster itself")
-    return lambda _named: here
+    if inside:
+        from rayferry.submit.transport import own_url
+
+        here = Address(own_url(), "the cluster itself")
+        return RayRuns(lambda _named: here)
+
+    tunnelled = address_of(flags) if flags.cluster else None  # one for all, as long as the command goes on
+
+    def recorded(url: str) -> Address:
+        if tunnelled is not None and url == tunnelled.url:
+            return tunnelled
+        return address_of(replace(flags, url=url, cluster=None))
+
+    if tunnelled is None:
+        return RayRuns(lambda named: address_of(flags, named), recorded)
+    return RayRuns(lambda _named: tunnelled, recorded, is_tunnel=True)
 
 
-COMMANDS = (trigger, run)
+COMMANDS = (trigger, give_up, run)

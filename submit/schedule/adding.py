@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from rayferry.submit.options import read_job
 from rayferry.submit.schedule import times
 from rayferry.submit.schedule.book import Book, Entry
 from rayferry.submit.schedule.definition import Schedule, make, moment, render_job, sha256_of, stamp
-from rayferry.submit.schedule.firing import claim
-from rayferry.submit.schedule.records import Firing, tick_of
+from rayferry.submit.schedule.firing import claim, job_of
+from rayferry.submit.schedule.records import Firing, ended, tick_of
+from rayferry.submit.schedule.runs import name_of
 from rayferry.submit.schedule.scheduler import Scheduler
 
 _NUM_COMPARED = 50  # ticks whose outputs must differ
@@ -53,6 +55,10 @@ def add_schedule(book: Book, values: Mapping[str, Any], job: Path, now: datetime
 def _checked(schedule: Schedule, data: object, now: datetime) -> dict[str, Any]:
     """The values of a job file, if each tick makes a job of them, with an output of its own."""
     ticks = times.next_times(schedule.cron, schedule.zone, now, _NUM_COMPARED)
+    shortest = min((later - tick).total_seconds() for tick, later in pairwise(ticks)) if len(ticks) > 1 else None
+    if shortest is not None and schedule.jitter_s >= shortest:
+        msg = f"jitter: {schedule.jitter!r}: two ticks are {shortest:g} s apart, and jitter has to be less than that"
+        raise SpecError(msg)
     spec = render_job(data, schedule.name, ticks[0].astimezone(schedule.zone))
     kept = templates.put_back(spec.to_json(), data) if isinstance(data, Mapping) else {}
     outputs: dict[str, datetime] = {}
@@ -88,17 +94,73 @@ def set_paused(book: Book, entry: Entry[Schedule], *, paused: bool, now: datetim
 
 
 def trigger_now(scheduler: Scheduler, schedule: Schedule, now: datetime | None = None) -> Firing:
-    """Fires a schedule at this second, which is none of its ticks'. Gives what was written of it."""
+    """Fires a schedule at this second, which is none of its ticks'. Gives what was written of it.
+
+    Raises:
+        SpecError: its output would be that of a tick.
+    """
     now = now or datetime.now(UTC)
     cursor = scheduler.book.progress(schedule.name).value.cursor
     second = max(now.replace(microsecond=0), tick_of(cursor) + _SECOND if cursor else now.replace(microsecond=0))
     while True:
         second += _SECOND if second.second == 0 else timedelta()  # ticks are whole minutes
-        entry = claim(scheduler.book, schedule, second, scheduler.owner, now, "manual")
+        _refuse_output_of_tick(schedule, second)
+        entry = claim(
+            scheduler.book,
+            schedule,
+            second,
+            scheduler.owner,
+            now,
+            trigger="manual",
+            place=scheduler.submitter.place_of(schedule),
+        )
         if entry is not None:
             break
         second += _SECOND
     return entry.value if entry.value.is_over else scheduler.submit(schedule, entry, now, is_patient=False)
+
+
+def _refuse_output_of_tick(schedule: Schedule, second: datetime) -> None:
+    """Refuses a moment at which templates give the output of a tick, which would find it taken."""
+    try:
+        ours = job_of(schedule, second).output.uri
+        before = next(times.last_ticks(schedule.cron, schedule.zone, second), [])[-1:]
+        near = [tick for tick in before if tick > moment(schedule.since)]
+        for tick in [*near, *times.next_times(schedule.cron, schedule.zone, second, 1)]:
+            if job_of(schedule, tick).output.uri == ours:
+                msg = (
+                    f"{schedule.name}: a run now would write {ours}, which is the output of the tick of "
+                    f"{local_time(schedule, tick)}; put the seconds into output.uri: "
+                    "{{ scheduled_time | date('%Y-%m-%dT%H%M%S') }}"
+                )
+                break
+        else:
+            return
+    except SpecError:  # the firing tells
+        return
+    raise SpecError(msg)
+
+
+def give_up(book: Book, name: str, submission_id: str, now: datetime | None = None) -> Firing:
+    """Takes a firing for lost, so that its schedule goes on: its cluster tells no more how it stands.
+
+    Raises:
+        RayferryError: there is no such firing, or it is over, or somebody else changed it just now.
+    """
+    for tick in reversed(book.ticks(name)):
+        entry = book.firing(name, tick)
+        if entry is None or submission_id not in {entry.value.submission_id, name_of(entry.value)}:
+            continue
+        if entry.value.is_over:
+            msg = f"{submission_id} is over already: {entry.value.state}"
+            raise RayferryError(msg)
+        after = ended(entry.value, "lost", now or datetime.now(UTC), "given up by hand")
+        if book.put_firing(after, entry.tag) is None:
+            msg = f"{submission_id} was changed by somebody else just now; see: rayferry schedule history {name}"
+            raise RayferryError(msg)
+        return after
+    msg = f"{name} has no firing {submission_id!r}; see: rayferry schedule history {name}"
+    raise RayferryError(msg)
 
 
 def next_of(schedule: Schedule, num: int, now: datetime | None = None) -> list[datetime]:

@@ -55,7 +55,11 @@ class Book:
 
     def schedule(self, name: str) -> Entry[Schedule] | None:
         """A schedule; None if there is none of this name."""
-        return self._get(f"schedules/{name}{_SUFFIX}", Schedule)
+        key = f"schedules/{name}{_SUFFIX}"
+        entry = self._get(key, Schedule)
+        if entry is not None and entry.value.name != name:
+            raise CorruptError(self._corrupt(key, f"it is the schedule {entry.value.name!r}, and not {name!r}"))
+        return entry
 
     def put_schedule(self, schedule: Schedule, tag: str | None) -> Entry[Schedule] | None:
         """Writes it, if it is still as `tag` says; None if it is not."""
@@ -82,7 +86,12 @@ class Book:
 
     def firing(self, name: str, tick: datetime) -> Entry[Firing] | None:
         """What became of a tick; None if nothing did yet."""
-        return self._get(f"firings/{name}/{key_of(tick)}{_SUFFIX}", Firing)
+        key = f"firings/{name}/{key_of(tick)}{_SUFFIX}"
+        entry = self._get(key, Firing)
+        if entry is not None and (entry.value.schedule, entry.value.tick) != (name, tick):
+            which = f"{entry.value.scheduled_time} of {entry.value.schedule!r}"
+            raise CorruptError(self._corrupt(key, f"it is the firing {which}"))
+        return entry
 
     def put_firing(self, firing: Firing, tag: str | None) -> Entry[Firing] | None:
         """Writes it, if it is still as `tag` says; None if it is not: then it is somebody else's."""

@@ -4,17 +4,16 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from itertools import islice, takewhile
 from typing import Literal
 
 from rayferry.submit.schedule.definition import Schedule, moment
 from rayferry.submit.schedule.records import Firing, Progress, tick_of
-from rayferry.submit.schedule.times import fire_times
+from rayferry.submit.schedule.times import fire_times, last_ticks
 
 GRACE_S = 600.0  # so late a tick may still be fired under `catch_up: none`
 _MAX_AT_ONCE = 20
-_MAX_COUNTED = 1000
-_LOOK_BACK_DAYS = (1 / 24, 1.0, 32.0, 367.0, 9 * 366.0)  # 29 February may be eight years ago
-_SECOND = timedelta(seconds=1)
+_MAX_COUNTED = 1000  # ticks, a look
 
 # How a run that was submitted stands: `over`; `running` or waiting for its turn; `unknown`, as the cluster does not
 # answer; `forgotten` by a cluster that answers, and no record of its end lies with its output.
@@ -59,6 +58,14 @@ class Notify:
 
 
 @dataclass(frozen=True)
+class Drop:
+    """Let a firing go that was not submitted yet, and is not to be."""
+
+    tick: datetime
+    reason: str
+
+
+@dataclass(frozen=True)
 class Advance:
     """Write down that all ticks up to this one are settled, and how many of them were passed over."""
 
@@ -66,7 +73,7 @@ class Advance:
     missed: int
 
 
-Action = Submit | Skip | Record | Stop | Notify | Advance
+Action = Submit | Skip | Record | Stop | Notify | Drop | Advance
 
 
 @dataclass(frozen=True)
@@ -101,24 +108,64 @@ def jitter(schedule: Schedule, tick: datetime) -> timedelta:
 
 
 def decide(known: Known, now: datetime) -> list[Action]:
-    """What is to be done now, in this order: first what keeps the next look short."""
-    actions: list[Action] = [*_advance(known, now)]
+    """What is to be done now, in this order: first what keeps the next look short, last what may take long."""
+    actions: list[Action] = []
+    calls: list[Action] = []
     busy: dict[datetime, Firing] = {}
     for tick, firing in sorted(known.firings.items()):
         standing = known.standing.get(tick, "unknown")
         if firing.state == "submitted" and standing in {"over", "forgotten"}:
             actions.append(Record(tick))
-            if standing == "over":
-                continue
-        elif firing.may_be_taken(now) or _is_next(firing, now):
-            actions.append(Submit(tick))
         elif firing.hook_is_due(now):
-            actions.append(Notify(tick))
-        if not firing.is_over:
+            calls.append(Notify(tick))
+        if not firing.is_over and standing != "over":
             busy[tick] = firing
+    for tick, firing in busy.items():
+        if firing.may_be_taken(now) or _is_next(firing, now):
+            actions += _going_on(known, busy, tick)
+    found = [] if known.schedule.paused else _ticks(known, now)
+    wanted = _wanted(known.schedule, found, now)
     if not known.schedule.paused:
-        actions += _of_ticks(known, busy, now)
-    return actions
+        actions += _of_ticks(known, wanted, busy)
+    return [*_advance(known, found, wanted, now), *actions, *calls]
+
+
+def is_of_before(schedule: Schedule, firing: Firing) -> bool:
+    """True if it is of a schedule of the same name that was removed."""
+    return firing.tick < moment(schedule.created_at)
+
+
+def in_the_way(firings: Mapping[datetime, Firing], tick: datetime) -> Firing | None:
+    """The firing that has to be over before the run of `tick` may begin; of several that only wait, the first goes."""
+    for other, firing in sorted(firings.items()):
+        has_its_turn = firing.has_begun or other < tick
+        if other != tick and not firing.is_over and has_its_turn:
+            return firing
+    return None
+
+
+def _going_on(  # noqa: PLR0911  # one line a case
+    known: Known, busy: Mapping[datetime, Firing], tick: datetime
+) -> list[Action]:
+    """What becomes of a firing that was not submitted yet, or whose next attempt is due."""
+    schedule, firing = known.schedule, busy[tick]
+    if is_of_before(schedule, firing):
+        return [Drop(tick, "its schedule was removed")]
+    if firing.attempt > 1 or firing.trigger == "manual":
+        return [Submit(tick)]
+    if schedule.paused:
+        return [Drop(tick, "its schedule was paused before it was submitted")]
+    other = in_the_way(busy, tick) if schedule.overlap != "allow" and firing.state == "waiting" else None
+    if other is None:
+        return [Submit(tick)]
+    is_sure = _is_surely_busy(other, known.standing.get(other.tick))
+    if other.tick > tick and schedule.catch_up != "all":
+        return [Drop(tick, f"a later tick was fired: {other.submission_id}")] if is_sure else []
+    if schedule.overlap == "replace":
+        return [Stop(other.tick, tick)] if is_sure and other.replaced_by is None else []
+    if schedule.catch_up == "none" and is_sure:
+        return [Drop(tick, f"{other.submission_id} of an earlier tick is not over")]
+    return []
 
 
 def _is_next(firing: Firing, now: datetime) -> bool:
@@ -126,10 +173,10 @@ def _is_next(firing: Firing, now: datetime) -> bool:
     return firing.state == "waiting" and (firing.next_at is None or moment(firing.next_at) <= now)
 
 
-def _of_ticks(known: Known, busy: Mapping[datetime, Firing], now: datetime) -> Iterator[Action]:
+def _of_ticks(known: Known, wanted: list[datetime], busy: Mapping[datetime, Firing]) -> Iterator[Action]:
     """What becomes of ticks that are due and were not decided."""
     schedule = known.schedule
-    waiting = [tick for tick in _wanted(known, now) if tick not in known.firings]
+    waiting = [tick for tick in wanted if tick not in known.firings]
     if not waiting:
         return
     if schedule.overlap == "allow":
@@ -151,10 +198,9 @@ def _is_surely_busy(firing: Firing, standing: Standing | None) -> bool:
     return firing.state == "waiting" or (firing.state == "submitted" and standing == "running")
 
 
-def _wanted(known: Known, now: datetime) -> list[datetime]:
+def _wanted(schedule: Schedule, ticks: list[datetime], now: datetime) -> list[datetime]:
     """The ticks that are due and that `catch_up` does not pass over, in order."""
-    schedule = known.schedule
-    due = [tick for tick in _ticks(known, now) if tick + jitter(schedule, tick) <= now]
+    due = [tick for tick in ticks if tick + jitter(schedule, tick) <= now]
     if schedule.catch_up == "all":
         return due
     newest = due[-1:]
@@ -165,31 +211,17 @@ def _wanted(known: Known, now: datetime) -> list[datetime]:
 
 def _ticks(known: Known, now: datetime) -> list[datetime]:
     """All ticks since the cursor up to now; of a long past that no run will come of, only the end."""
-    schedule, end = known.schedule, now
+    schedule = known.schedule
     if schedule.catch_up == "all":
-        found: list[datetime] = []
-        for tick in fire_times(schedule.cron, schedule.zone, known.start):
-            if tick > end or len(found) == _MAX_COUNTED:
-                break
-            found.append(tick)
-        return found
-    for days in _LOOK_BACK_DAYS:
-        start = max(known.start, now - timedelta(days=days, seconds=schedule.jitter_s))
-        found = []
-        for tick in fire_times(schedule.cron, schedule.zone, start):
-            if tick > end:
-                break
-            found.append(tick)
-        if any(tick + jitter(schedule, tick) <= now for tick in found) or start == known.start:
-            return found
-    return []
+        up_to_now = takewhile(lambda tick: tick <= now, fire_times(schedule.cron, schedule.zone, known.start))
+        return list(islice(up_to_now, _MAX_COUNTED))
+    spans = last_ticks(schedule.cron, schedule.zone, now, known.start, schedule.jitter_s)
+    return next((ticks for ticks in spans if any(tick + jitter(schedule, tick) <= now for tick in ticks)), [])
 
 
-def _advance(known: Known, now: datetime) -> Iterator[Advance]:
+def _advance(known: Known, ticks: list[datetime], wanted: list[datetime], now: datetime) -> Iterator[Advance]:
     """How far everything is settled."""
     schedule = known.schedule
-    ticks = [] if schedule.paused else _ticks(known, now)
-    wanted = [] if schedule.paused else _wanted(known, now)
     open_ones = [tick for tick, firing in known.firings.items() if not firing.is_settled]
     open_ones += [tick for tick in wanted if tick not in known.firings]
     newest = max((tick for tick in ticks if tick + jitter(schedule, tick) <= now), default=None)
@@ -199,11 +231,15 @@ def _advance(known: Known, now: datetime) -> Iterator[Advance]:
     settled = [tick for tick in (*ticks, *known.firings) if not open_ones or tick < min(open_ones)]
     if not settled or max(settled) <= known.start:
         return
-    cursor = max(settled)
+    cursor = last = max(settled)
     passed = 0
     if not schedule.paused:
-        for tick in fire_times(schedule.cron, schedule.zone, known.start):
-            if tick > cursor or passed == _MAX_COUNTED:
+        for number, tick in enumerate(fire_times(schedule.cron, schedule.zone, known.start)):
+            if tick > cursor:
+                break
+            if number == _MAX_COUNTED:  # the next look counts on from here
+                cursor = last
                 break
             passed += tick not in known.firings
+            last = tick
     yield Advance(cursor, passed)

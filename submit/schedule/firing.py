@@ -1,5 +1,6 @@
 """From a tick to a claimed firing: the job is made, and the tick belongs to one scheduler."""
 
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -27,15 +28,20 @@ def job_of(schedule: Schedule, tick: datetime) -> JobSpec:
     return render_job(read_job(Path(schedule.job_path or "")), schedule.name, tick.astimezone(schedule.zone))
 
 
-def claim(
+def claim(  # noqa: PLR0913  # what a firing is made of
     book: Book,
     schedule: Schedule,
     tick: datetime,
     owner: str,
     now: datetime,
+    *,
     trigger: Literal["schedule", "manual"] = "schedule",
+    place: Callable[[Firing], Firing] = lambda firing: firing,
 ) -> Entry[Firing] | None:
-    """Takes a tick that nobody has. None: somebody has it. A firing that is over: no job can be made for it."""
+    """Takes a tick that nobody has, and says by `place` to which cluster its run is to go.
+
+    None: somebody has it. A firing that is over: no job can be made for it.
+    """
     name = submission_id(schedule, tick)
     firing = Firing(
         schedule=schedule.name,
@@ -45,19 +51,28 @@ def claim(
         run=new_run(name),
         owner=owner,
         claimed_at=stamp(now),
-        address=schedule.address,
     )
     try:
         spec = job_of(schedule, tick)
     except SpecError as error:
         refused = ended(firing, "refused", now, str(error), on_failure=hook_of(schedule))
         return book.put_firing(refused, None)
-    return book.put_firing(changed(firing, job=spec.to_json(), output_uri=spec.output.uri), None)
+    return book.put_firing(place(changed(firing, job=spec.to_json(), output_uri=spec.output.uri)), None)
 
 
-def take_over(book: Book, entry: Entry[Firing], owner: str, now: datetime) -> Entry[Firing] | None:
-    """Takes a firing whose claim has expired, or whose next attempt is due. None: somebody else has it."""
-    return book.put_firing(changed(entry.value, state="claimed", owner=owner, claimed_at=stamp(now)), entry.tag)
+def take_over(
+    book: Book,
+    entry: Entry[Firing],
+    owner: str,
+    now: datetime,
+    place: Callable[[Firing], Firing] = lambda firing: firing,
+) -> Entry[Firing] | None:
+    """Takes a firing whose claim has expired, or whose next attempt is due. None: somebody else has it.
+
+    A cluster that it names already, it keeps: it may run there.
+    """
+    ours = changed(entry.value, state="claimed", owner=owner, claimed_at=stamp(now))
+    return book.put_firing(place(ours) if ours.address is None else ours, entry.tag)
 
 
 def hook_of(schedule: Schedule) -> dict[str, Any] | None:

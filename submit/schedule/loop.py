@@ -32,7 +32,11 @@ def once(scheduler: Scheduler, clock: Callable[[], datetime] = now) -> None:
     """
     for name in scheduler.book.names():
         for _ in range(_MAX_PASSES):  # a run that is over makes room for the next
-            if not scheduler.tend(name, clock()):
+            try:
+                if not scheduler.tend(name, clock()):
+                    break
+            except s3.StorageError as error:  # it may be of one object alone
+                report.note(f"{name}: {error}")
                 break
 
 

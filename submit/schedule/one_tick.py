@@ -3,8 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from itertools import takewhile
+from datetime import datetime
 
 from rayferry.job.errors import RayferryError
 from rayferry.submit import collect
@@ -12,9 +11,11 @@ from rayferry.submit.schedule import times
 from rayferry.submit.schedule.definition import Schedule, moment, stamp
 from rayferry.submit.schedule.loop import EVERY_S, now
 from rayferry.submit.schedule.records import BAD, Firing, tick_of
+from rayferry.submit.schedule.runs import name_of
 from rayferry.submit.schedule.scheduler import Scheduler
+from rayferry.submit.transport import NotKnownError
 
-_LOOK_BACK_DAYS = (1 / 24, 1.0, 32.0, 367.0, 9 * 366.0)  # 29 February may be eight years ago
+_SILENT_S = 600.0  # after which nobody waits any more for word of a run
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,8 @@ class Followed:
 
 def newest_tick(schedule: Schedule, until: datetime) -> datetime | None:
     """The schedule's last tick not later than `until`; None if there is none in eight years."""
-    for days in _LOOK_BACK_DAYS:
-        since = times.fire_times(schedule.cron, schedule.zone, until - timedelta(days=days))
-        ticks = list(takewhile(lambda tick: tick <= until, since))
-        if ticks:
-            return ticks[-1]
-    return None
+    ticks = next(times.last_ticks(schedule.cron, schedule.zone, until), None)
+    return ticks[-1] if ticks else None
 
 
 def follow(
@@ -62,6 +59,7 @@ def follow(
 
     Raises:
         StorageError: the store cannot be used.
+        NotKnownError: for ten minutes nobody told how the run stands; it may go on.
         RayferryError: an object in it is not valid.
     """
     while True:
@@ -71,6 +69,11 @@ def follow(
             return Followed(entry.value)
         if entry is None and (reason := _has_no_run(scheduler, name, tick)):
             return Followed(None, reason)
+        since = scheduler.unseen.get((name, tick))
+        if entry is not None and since is not None and (clock() - since).total_seconds() > _SILENT_S:
+            told = f"{name_of(entry.value)}: not known how it stands: {entry.value.reason}"
+            msg = f"{told}; to wait for it no more: rayferry schedule give-up {name} {name_of(entry.value)}"
+            raise NotKnownError(msg)
         pause(EVERY_S)
 
 

@@ -32,8 +32,12 @@ class Firing(Typed):
         submission_id: of the run's first attempt.
         run: the run's name; see `rayferry.job.earlier.new_run`.
         attempt: the last one.
-        tries: how often the submission of this attempt failed.
+        tries: how often the submission of this attempt was refused.
         owner: the scheduler that claimed it last.
+        submitted_at: of its last attempt; None while it is not sure that the cluster got it.
+        address: of its cluster, from before the submission on: it may run there and nowhere else.
+        session: the cluster's own word for itself, by which it is known under another address.
+        seen_from: where alone `address` means that cluster, if it is one of this machine or of a tunnel.
         job: the job that was made for this time, as all of its attempts use it.
         reason: why it is in this state, in words.
         replaced_by: the tick that stopped it.
@@ -57,6 +61,8 @@ class Firing(Typed):
     submitted_at: str | None = None
     ended_at: str | None = None
     address: str | None = None
+    session: str | None = None
+    seen_from: str | None = None
     output_uri: str | None = None
     job: dict[str, Any] | None = None
     reason: str | None = None
@@ -68,6 +74,11 @@ class Firing(Typed):
     def tick(self) -> datetime:
         """The scheduled time."""
         return moment(self.scheduled_time)
+
+    @property
+    def has_begun(self) -> bool:
+        """True if it was submitted, or may have been."""
+        return self.attempt > 1 or self.state in {"submitted", "claimed"}
 
     @property
     def is_over(self) -> bool:

@@ -9,9 +9,9 @@ import rayferry.job
 import rayferry.runtime_env
 import rayferry.submit
 from rayferry.job import VERSION
-from rayferry.job.errors import SpecError
+from rayferry.job.errors import RayferryError, SpecError
 from rayferry.runtime_env.staging import zipped
-from rayferry.submit import s3
+from rayferry.submit import report, s3
 from rayferry.submit.client import Cluster
 from rayferry.submit.config import Address
 from rayferry.submit.request import METADATA_PREFIX, SubmitRequest
@@ -41,7 +41,8 @@ def build(store_uri: str, address: str, *, allow_commands: bool = False) -> Subm
         submission_id=scheduler_id(store_uri),
         entrypoint=shlex.join(words),
         runtime_env={"working_dir": name, "env_vars": env_vars},
-        metadata={METADATA_PREFIX + "version": VERSION, METADATA_PREFIX + "name": f"scheduler of {store_uri}"},
+        metadata={METADATA_PREFIX + "version": VERSION, METADATA_PREFIX + "name": f"scheduler of {store_uri}"}
+        | ({METADATA_PREFIX + "allow_commands": "true"} if allow_commands else {}),
         output_uri="",
         manifest_uri="",
         package={"name": name, "num_bytes": len(content)},
@@ -73,10 +74,28 @@ def keep(book: Book, address: Address, *, allow_commands: bool = False) -> tuple
             started = True
     except NoSuchJobError:
         started = True
+    request = build(uri, address.url, allow_commands=allow_commands)
     if started:
-        cluster.submit(build(uri, address.url, allow_commands=allow_commands))
+        _refuse_second(book, address)
+        cluster.submit(request)
+    elif info.metadata != request.metadata:
+        stop = address.command(f"stop {name}")
+        report.note(f"{name} runs with another --allow-commands, or of another version; to change that: {stop}")
     book.put_remote(address.url, name)
     return name, started
+
+
+def _refuse_second(book: Book, address: Address) -> None:
+    """Refuses to start a scheduler while the store's runs on another cluster.
+
+    Raises:
+        RayferryError: naming that one.
+    """
+    there = state(book)
+    if there is not None and there["address"] != address.url and there["status"] in {"RUNNING", "PENDING"}:
+        stop = f"rayferry stop {there['submission_id']} --address {there['address']}"
+        msg = f"the scheduler of {book.store.uri} runs on {there['address']}; stop it there first: {stop}"
+        raise RayferryError(msg)
 
 
 def state(book: Book) -> dict[str, str] | None:

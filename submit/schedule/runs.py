@@ -1,9 +1,11 @@
 """The runs of firings on their clusters: started, looked at, stopped."""
 
+import secrets
+import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from rayferry.job.earlier import Earlier, attempt_id
 from rayferry.job.errors import RayferryError
@@ -14,7 +16,9 @@ from rayferry.submit.config import Address
 from rayferry.submit.preflight import PROBE_JOB
 from rayferry.submit.schedule.decide import Standing
 from rayferry.submit.schedule.records import Firing
-from rayferry.submit.transport import ClusterError, NoSuchJobError
+from rayferry.submit.transport import ClusterError, NoSuchJobError, UnreachableError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,12 +43,24 @@ class Look:
 class Runs(Protocol):
     """What a scheduler needs of clusters."""
 
+    def place(self, firing: Firing, named: str | None) -> dict[str, str | None]:
+        """The firing's `address`, `session` and `seen_from`: of the cluster to which its run is to go.
+
+        Args:
+            firing: with its job.
+            named: the address that its schedule names.
+
+        Raises:
+            RayferryError: no cluster is named, or it does not answer.
+        """
+
     def start(self, firing: Firing) -> str:
         """Sees that the attempt runs, or has run, and starts it if not. Gives the cluster's address.
 
         Raises:
             SpecError: there is no job to be made of it.
-            RayferryError: it could not be started, or is not known to have been.
+            NotKnownError: it may have been started.
+            RayferryError: it could not be started.
         """
 
     def look(self, firing: Firing) -> Look:
@@ -61,46 +77,96 @@ class Runs(Protocol):
 class RayRuns:
     """By the Jobs API.
 
+    A run is looked for where its firing says that it was sent. If that is an address of another machine, or nothing
+    answers there, it is looked for on this scheduler's own cluster too, provided that it is the same one.
+
     Args:
-        address_of: the cluster, of what a schedule and its job file name.
+        address_of: the cluster to send to, of what a schedule and its job file name.
+        recorded: how to speak to an address that a firing has.
+        is_tunnel: whether `address_of` gives the end of a tunnel, which is of use to this process alone.
     """
 
-    def __init__(self, address_of: Callable[[str | None], Address]) -> None:
+    def __init__(
+        self,
+        address_of: Callable[[str | None], Address],
+        recorded: Callable[[str], Address] = lambda url: Address(url, "the firing"),
+        *,
+        is_tunnel: bool = False,
+    ) -> None:
         self._address_of = address_of
+        self._recorded = recorded
+        self._host = socket.gethostname()
+        self._tunnel = f"a tunnel of {self._host} ({secrets.token_hex(4)})" if is_tunnel else None
         self._clusters: dict[str, Cluster] = {}
         self._lock = threading.Lock()
+
+    def place(self, firing: Firing, named: str | None) -> dict[str, str | None]:
+        """See `Runs`."""
+        address = self._address_of(named or _own_address(firing))
+        session = self._cluster(address).version().get("session_name")
+        seen_from = self._tunnel or (self._host if address.is_loopback else None)
+        return {"address": address.url, "session": session, "seen_from": seen_from}
 
     def start(self, firing: Firing) -> str:
         """See `Runs`."""
         spec = _spec(firing)
-        address = self._address_of(firing.address or spec.cluster.address)
+        if firing.address is None:
+            self.place(firing, None)
+            msg = "no cluster answered when it was to be submitted"
+            raise UnreachableError(msg)
         name = name_of(firing)
-        cluster = self._cluster(address)
-        if not _has(cluster, name) and not _has_begun(spec, name):
+        address, is_there = self._asked(firing, lambda address: (address, _has(self._cluster(address), name)))
+        if not is_there and not _has_begun(spec, name):
             later = firing.attempt > 1
-            earlier = Earlier(run=firing.run, later=later, over=_over(cluster, firing) if later else ())
+            over = _over(self._cluster(address), firing) if later else ()
+            earlier = Earlier(run=firing.run, later=later, over=over)
             launch.submit(spec, address, name, (PROBE_JOB,), earlier)  # nobody waits for what a look beforehand tells
-        return address.url
+        return firing.address
 
     def look(self, firing: Firing) -> Look:
         """See `Runs`."""
         name = name_of(firing)
         try:
-            spec = _spec(firing)
-            cluster = self._cluster(self._address_of(firing.address or spec.cluster.address))
-            info = cluster.info(name)
+            return self._asked(firing, lambda address: _look(self._cluster(address), name))
         except NoSuchJobError:
-            return _by_output(spec.output.uri, name)
+            return _by_output(firing.output_uri or "", name)
         except RayferryError as error:
             return Look("unknown", reason=str(error))
-        if not info.is_over:
-            return Look("running", reason=info.message)
-        return _ended(cluster, info)
 
     def stop(self, firing: Firing) -> None:
         """See `Runs`."""
-        cluster = self._cluster(self._address_of(firing.address or _spec(firing).cluster.address))
-        cluster.stop(name_of(firing))
+        self._asked(firing, lambda address: self._cluster(address).stop(name_of(firing)))
+
+    def _asked(self, firing: Firing, ask: Callable[[Address], T]) -> T:
+        """What the firing's cluster answers.
+
+        Raises:
+            UnreachableError: it does not, or is out of reach from here.
+            RayferryError: what `ask` raises.
+        """
+        if firing.address is not None and firing.seen_from in {None, self._host, self._tunnel}:
+            try:
+                return ask(self._recorded(firing.address))
+            except UnreachableError:
+                own = self._same(firing)
+                if own is None:
+                    raise
+        else:
+            own = self._same(firing)
+        if own is None:
+            where = f", as {firing.seen_from} sees it" if firing.seen_from else ""
+            msg = f"{name_of(firing)}: its cluster is {firing.address}{where}; it cannot be asked from here"
+            raise UnreachableError(msg)
+        return ask(own)
+
+    def _same(self, firing: Firing) -> Address | None:
+        """This scheduler's own cluster, if the firing was sent to it under another address."""
+        try:
+            own = self._address_of(_own_address(firing))
+            session = self._cluster(own).version().get("session_name") if own.url != firing.address else None
+        except RayferryError:
+            return None
+        return own if session is not None and session == firing.session else None
 
     def _cluster(self, address: Address) -> Cluster:
         with self._lock:
@@ -119,6 +185,18 @@ def name_of(firing: Firing) -> str:
 
 def _spec(firing: Firing) -> JobSpec:
     return parse(firing.job, f"schedule {firing.schedule}, {firing.scheduled_time}")
+
+
+def _own_address(firing: Firing) -> str | None:
+    """What the job names as its cluster."""
+    named = (firing.job or {}).get("cluster")
+    address = named.get("address") if isinstance(named, dict) else None
+    return address if isinstance(address, str) else None
+
+
+def _look(cluster: Cluster, name: str) -> Look:
+    info = cluster.info(name)
+    return _ended(cluster, info) if info.is_over else Look("running", reason=info.message)
 
 
 def _has(cluster: Cluster, name: str) -> bool:

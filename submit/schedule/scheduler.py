@@ -7,25 +7,30 @@ over does nothing; `on_failure` alone may be called twice, if a scheduler dies j
 
 import secrets
 import socket
-import time
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 
-from rayferry.job.errors import RayferryError, SpecError
-from rayferry.job.spec import parse
+from rayferry.job.errors import RayferryError
 from rayferry.submit import report, s3
-from rayferry.submit.config import NoClusterError
 from rayferry.submit.schedule import hooks
 from rayferry.submit.schedule.book import Book, CorruptError, Entry
-from rayferry.submit.schedule.decide import Advance, Known, Notify, Record, Skip, Stop, Submit, decide
+from rayferry.submit.schedule.decide import (
+    Advance,
+    Drop,
+    Known,
+    Notify,
+    Record,
+    Skip,
+    Stop,
+    Submit,
+    decide,
+)
 from rayferry.submit.schedule.definition import OnFailure, Schedule, stamp
-from rayferry.submit.schedule.firing import claim, hook_of, take_over
-from rayferry.submit.schedule.records import BAD, Broken, Firing, Progress, changed, ended, key_of, tick_of
+from rayferry.submit.schedule.firing import claim, take_over
+from rayferry.submit.schedule.records import Broken, Firing, Progress, changed, ended, key_of, tick_of
 from rayferry.submit.schedule.runs import Look, Runs, name_of
+from rayferry.submit.schedule.submitter import MAX_TRIES, Submitter, held_back, let_go, looked_at
 
-MAX_TRIES = 5  # submissions of one attempt that fail before the firing is given up
-_FIRST_PAUSE_S = 10
-_MAX_PAUSE_S = 300
 _BEHIND_S = 120
 
 
@@ -39,6 +44,9 @@ class Scheduler:
         owner: what it is called in claims.
         own_commands: whether an `on_failure` command of the store may be run here.
         say: takes a line for people.
+
+    Attributes:
+        unseen: since when it is not known how a run stands, by schedule and tick.
     """
 
     def __init__(  # each a part that a test takes the place of
@@ -59,12 +67,14 @@ class Scheduler:
         self._say = say
         self._settled: dict[tuple[str, datetime], Firing] = {}
         self._told: dict[str, str] = {}
+        self.submitter = Submitter(runs, say)
+        self.unseen: dict[tuple[str, datetime], datetime] = {}
 
     def tend(self, name: str, now: datetime) -> int:
         """Does for one schedule what is to be done now; what is wrong with it alone is written down, not raised.
 
         Returns:
-            How many things were done.
+            How many things were done and written down.
 
         Raises:
             StorageError: the store cannot be used.
@@ -92,23 +102,52 @@ class Scheduler:
             progress = self.book.progress(name)
         self._look_at_clock(progress.value, name, now)
         looks = {tick: self._runs.look(one.value) for tick, one in firings.items() if one.value.state == "submitted"}
+        for tick, look in looks.items():
+            firings[tick] = self._seen(name, tick, firings[tick], look, now)
         standing = {tick: look.standing for tick, look in looks.items()}
         known = Known(schedule, progress.value, {tick: one.value for tick, one in firings.items()}, standing)
-        actions = decide(known, now)
-        for action in actions:
-            if isinstance(action, Submit):
-                self._submit(schedule, action.tick, firings.get(action.tick), now)
+        done = 0
+        for action in decide(known, now):
+            if isinstance(action, Advance):
+                done += self._advance(name, action, progress)
             elif isinstance(action, Record):
-                self._record(schedule, firings[action.tick], looks[action.tick], now)
-            elif isinstance(action, Notify):
-                self._notify(schedule, firings[action.tick], now)
-            elif isinstance(action, Stop):
-                self._stop(firings[action.tick], action.by, now)
-            elif isinstance(action, Skip):
-                self._skip(schedule, action, now)
+                done += self._record(schedule, firings[action.tick], looks[action.tick], now)
             else:
-                self._advance(name, action, progress)
-        return len(actions)
+                done += self._do(schedule, action, firings.get(action.tick), now)
+        return done
+
+    def _do(
+        self,
+        schedule: Schedule,
+        action: Submit | Skip | Notify | Stop | Drop,
+        entry: Entry[Firing] | None,
+        now: datetime,
+    ) -> bool:
+        """Does one thing; True if something of it was written down."""
+        if isinstance(action, Submit):
+            return self._submit(schedule, action.tick, entry, now)
+        if isinstance(action, Skip):
+            return self._skip(schedule, action, now)
+        if entry is None:
+            return False
+        if isinstance(action, Notify):
+            return self._notify(schedule, entry, now)
+        if isinstance(action, Stop):
+            return self._stop(entry, action.by, now)
+        return self._drop(entry, action.reason, now)
+
+    def _seen(self, name: str, tick: datetime, entry: Entry[Firing], look: Look, now: datetime) -> Entry[Firing]:
+        """Writes down once that it is not known how a run stands, or that it is known again."""
+        firing, after = entry.value, None
+        if look.standing != "unknown":
+            self.unseen.pop((name, tick), None)
+        elif (name, tick) not in self.unseen:
+            self.unseen[name, tick] = now
+            self._say(f"{name} {firing.scheduled_time}: {name_of(firing)}: not known how it stands: {look.reason}")
+            after = changed(firing, reason=look.reason) if firing.reason is None else None
+        if look.standing == "running" and (firing.reason is not None or firing.submitted_at is None):
+            after = changed(firing, reason=None, submitted_at=firing.submitted_at or stamp(now))
+        return (self.book.put_firing(after, entry.tag) if after else None) or entry
 
     def _firings(self, name: str, after: datetime | None) -> dict[datetime, Entry[Firing]]:
         found: dict[datetime, Entry[Firing]] = {}
@@ -125,77 +164,78 @@ class Scheduler:
             del self._settled[key]
         return found
 
-    def _submit(self, schedule: Schedule, tick: datetime, entry: Entry[Firing] | None, now: datetime) -> None:
-        is_new = entry is None
-        entry = (
-            take_over(self.book, entry, self.owner, now) if entry else claim(self.book, schedule, tick, self.owner, now)
+    def _submit(self, schedule: Schedule, tick: datetime, entry: Entry[Firing] | None, now: datetime) -> bool:
+        may_run = entry is not None and entry.value.state == "claimed"
+        is_first = entry is None or not entry.value.has_begun
+        place = self.submitter.place_of(schedule)
+        ours = (
+            take_over(self.book, entry, self.owner, now, place)
+            if entry
+            else claim(self.book, schedule, tick, self.owner, now, place=place)
         )
+        if ours is None:
+            return False  # another scheduler's
+        if ours.value.state == "refused":
+            self._say(f"{schedule.name} {stamp(tick)}: no job can be made for it: {ours.value.reason}")
+            self._mark(schedule.name, Broken(at=stamp(now), kind="job", error=ours.value.reason or ""))
+            return True
         if entry is None:
-            return  # another scheduler's
-        if entry.value.state == "refused":
-            self._refused(entry.value, now)
-            return
-        if is_new:
             self._mark(schedule.name, None)
-        self.submit(schedule, entry, now)
+        if is_first and (after := self._judged_again(schedule, ours.value, now)):
+            self._say(f"{schedule.name} {stamp(tick)}: {after.state}: {after.reason}")
+            self.book.put_firing(after, ours.tag)
+            return True
+        self.submit(schedule, ours, now, may_run=may_run)
+        return True
 
-    def submit(self, schedule: Schedule, entry: Entry[Firing], now: datetime, *, is_patient: bool = True) -> Firing:
-        """Starts the run of a firing that is claimed; gives what was written of it. The patient try again."""
+    def _judged_again(self, schedule: Schedule, firing: Firing, now: datetime) -> Firing | None:
+        """What becomes of a claimed firing if things are no longer as they were when it was decided."""
+        found = self.book.schedule(schedule.name)
+        entry = found.value if found else None
+        there: dict[datetime, Entry[Firing]] = {}
+        if schedule.overlap != "allow":
+            cursor = self.book.progress(schedule.name).value.cursor
+            there = self._firings(schedule.name, tick_of(cursor) if cursor else None)
+        return held_back(schedule, entry, firing, {tick: one.value for tick, one in there.items()}, now)
+
+    def submit(
+        self, schedule: Schedule, entry: Entry[Firing], now: datetime, *, may_run: bool = False, is_patient: bool = True
+    ) -> Firing:
+        """Starts the run of a firing that is claimed; gives what is written of it. The patient try again."""
         firing = entry.value
-        began = time.monotonic()
-        try:
-            address = self._runs.start(firing)
-        except RayferryError as error:
-            if isinstance(error, SpecError) and not isinstance(error, NoClusterError):
-                after = ended(firing, "refused", now, str(error), on_failure=hook_of(schedule))
-                self.book.put_firing(after, entry.tag)
-                self._refused(after, now)
-                return after
-            after = _not_started(firing, str(error), schedule, now)
-            if not is_patient:
-                after = ended(firing, "refused", now, str(error))
-            self._say(f"{firing.schedule} {firing.scheduled_time}: not submitted: {error}")
-        else:
-            then = now + timedelta(seconds=time.monotonic() - began)
-            after = changed(firing, state="submitted", submitted_at=stamp(then), address=address, reason=None)
-            self._say(f"{firing.schedule} {firing.scheduled_time}: submitted {name_of(firing)}")
-        self.book.put_firing(after, entry.tag)
+        after = self.submitter.start(schedule, firing, now, may_run=may_run, is_patient=is_patient)
+        if after.state == "refused" and after.tries == firing.tries and is_patient:
+            self._mark(firing.schedule, Broken(at=stamp(now), kind="job", error=after.reason or ""))
+        if self.book.put_firing(after, entry.tag) is None:  # it took so long that somebody else took it over
+            found = self.book.firing(firing.schedule, firing.tick)
+            return found.value if found else after
         return after
 
-    def _refused(self, firing: Firing, now: datetime) -> None:
-        reason = firing.reason or ""
-        self._say(f"{firing.schedule} {firing.scheduled_time}: no job can be made for it: {reason}")
-        self._mark(firing.schedule, Broken(at=stamp(now), kind="job", error=reason))
+    def _drop(self, entry: Entry[Firing], reason: str, now: datetime) -> bool:
+        after = let_go(entry.value, reason, now)
+        if self.book.put_firing(after, entry.tag) is None:
+            return False
+        self._say(f"{after.schedule} {after.scheduled_time}: {after.state}: {after.reason}")
+        return True
 
-    def _record(self, schedule: Schedule, entry: Entry[Firing], look: Look, now: datetime) -> None:
+    def _record(self, schedule: Schedule, entry: Entry[Firing], look: Look, now: datetime) -> bool:
         firing = entry.value
-        limit = parse(firing.job, firing.schedule).retry.max_attempts
-        may_again = (look.again or look.standing == "forgotten") and firing.replaced_by is None
-        if may_again and firing.attempt < limit:
-            due = now + timedelta(seconds=_pause_s(firing.attempt))
-            after = changed(
-                firing, state="waiting", attempt=firing.attempt + 1, tries=0, next_at=stamp(due), reason=look.reason
-            )
-        elif firing.replaced_by is not None:
-            after = ended(firing, "stopped", now, f"replaced by {firing.replaced_by}", result=look.result)
-        else:
-            state = "lost" if look.standing == "forgotten" else look.state
-            hook = hook_of(schedule) if state in BAD else None
-            after = ended(firing, state, now, look.reason, result=look.result, on_failure=hook)
-        if self.book.put_firing(after, entry.tag) is not None:
-            why = f": {after.reason}" if after.reason else ""
-            self._say(f"{firing.schedule} {firing.scheduled_time}: {after.state}{why}")
+        after = looked_at(schedule, firing, look, now)
+        if self.book.put_firing(after, entry.tag) is None:
+            return False
+        why = f": {after.reason}" if after.reason else ""
+        self._say(f"{firing.schedule} {firing.scheduled_time}: {after.state}{why}")
+        return True
 
-    def _notify(self, schedule: Schedule, entry: Entry[Firing], now: datetime) -> None:
+    def _notify(self, schedule: Schedule, entry: Entry[Firing], now: datetime) -> bool:
         before = entry.value.on_failure
         if before is None or schedule.on_failure is None:
             after = changed(entry.value, on_failure=None)
-            self.book.put_firing(after, entry.tag)
-            return
+            return self.book.put_firing(after, entry.tag) is not None
         calling = before.model_copy(update={"state": "calling", "owner": self.owner, "at": stamp(now)})
         ours = self.book.put_firing(changed(entry.value, on_failure=calling.model_dump()), entry.tag)
         if ours is None:
-            return
+            return False
         tries, error = before.tries + 1, None
         try:
             if schedule.on_failure.command is not None and not self._own_commands:
@@ -209,8 +249,9 @@ class Scheduler:
             self._say(f"{schedule.name} {entry.value.scheduled_time}: on_failure: {error}")
         after_call = calling.model_copy(update={"state": state, "tries": tries, "error": error})
         self.book.put_firing(changed(entry.value, on_failure=after_call.model_dump()), ours.tag)
+        return True
 
-    def _stop(self, entry: Entry[Firing], by: datetime, now: datetime) -> None:
+    def _stop(self, entry: Entry[Firing], by: datetime, now: datetime) -> bool:
         firing = changed(entry.value, replaced_by=stamp(by))
         if firing.state == "waiting":
             firing = ended(firing, "stopped", now, f"replaced by {firing.replaced_by}")
@@ -219,19 +260,23 @@ class Scheduler:
                 self._runs.stop(firing)
             except RayferryError as error:
                 self._say(f"{firing.schedule} {firing.scheduled_time}: could not be stopped: {error}")
-                return
-        self.book.put_firing(firing, entry.tag)
+                return False
+        return self.book.put_firing(firing, entry.tag) is not None
 
-    def _skip(self, schedule: Schedule, action: Skip, now: datetime) -> None:
+    def _skip(self, schedule: Schedule, action: Skip, now: datetime) -> bool:
         firing = Firing(schedule=schedule.name, scheduled_time=stamp(action.tick), owner=self.owner)
-        if self.book.put_firing(ended(firing, "skipped", now, action.reason), None) is not None:
-            self._say(f"{schedule.name} {stamp(action.tick)}: skipped: {action.reason}")
+        if self.book.put_firing(ended(firing, "skipped", now, action.reason), None) is None:
+            return False
+        self._say(f"{schedule.name} {stamp(action.tick)}: skipped: {action.reason}")
+        return True
 
-    def _advance(self, name: str, action: Advance, entry: Entry[Progress]) -> None:
+    def _advance(self, name: str, action: Advance, entry: Entry[Progress]) -> bool:
         values = {"cursor": key_of(action.cursor), "missed": entry.value.missed + action.missed}
-        self.book.put_progress(name, entry.value.model_copy(update=values), entry.tag)
+        if self.book.put_progress(name, entry.value.model_copy(update=values), entry.tag) is None:
+            return False
         if action.missed:
             self._say(f"{name}: {action.missed} ticks up to {stamp(action.cursor)} were passed over")
+        return True
 
     def _mark(self, name: str, broken: Broken | None) -> None:
         """Writes down that a schedule is broken, and why; or that it is not."""
@@ -251,16 +296,3 @@ class Scheduler:
         if self._told.get(name) != text:
             self._told[name] = text
             self._say(f"{name}: {text}")
-
-
-def _not_started(firing: Firing, reason: str, schedule: Schedule, now: datetime) -> Firing:
-    """What becomes of a firing whose submission failed: it is tried again for a while."""
-    tries = firing.tries + 1
-    if tries >= MAX_TRIES:
-        return ended(firing, "refused", now, reason, tries=tries, on_failure=hook_of(schedule))
-    due = now + timedelta(seconds=_pause_s(tries))
-    return changed(firing, state="waiting", tries=tries, next_at=stamp(due), reason=reason)
-
-
-def _pause_s(number: int) -> int:
-    return int(min(_FIRST_PAUSE_S * 2 ** (number - 1), _MAX_PAUSE_S))

@@ -1,5 +1,6 @@
 """Small JSON objects under a folder or an S3 prefix, written only if they are as the writer believes."""
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -76,9 +77,12 @@ class _Folder:
     def __init__(self, root: Path) -> None:
         self.uri = str(root)
         self._root = root
+        self._was_there = False
 
     def get(self, key: str) -> tuple[bytes, str] | None:
         with self._explained(key, "read"):
+            if self._was_there:
+                self._look()
             try:
                 content = (self._root / key).read_bytes()
             except (FileNotFoundError, NotADirectoryError):
@@ -88,7 +92,9 @@ class _Folder:
     def put(self, key: str, content: bytes, tag: str | None) -> str | None:
         path = self._root / key
         with self._explained(key, "written"):
+            self._look()
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._was_there = True
             with self._locked():
                 found = self.get(key)
                 if (found[1] if found else None) != tag:
@@ -116,11 +122,20 @@ class _Folder:
     def keys(self, prefix: str, after: str = "") -> Iterator[str]:
         folder = self._root / prefix.rpartition("/")[0]
         with self._explained(prefix, "listed"):
+            self._look()
             try:
                 names = sorted(path.relative_to(self._root).as_posix() for path in folder.iterdir() if path.is_file())
             except (FileNotFoundError, NotADirectoryError):
                 return
         yield from (name for name in names if name.startswith(prefix) and name > after and "/." not in name)
+
+    def _look(self) -> None:
+        """Sees that the folder is not gone, as one that is not mounted any more, and is none but a folder."""
+        was_there = self._was_there  # before the look: others make it meanwhile
+        if self._root.is_dir():
+            self._was_there = True
+        elif was_there or self._root.is_file():
+            raise NotADirectoryError(errno.ENOTDIR, "the store is gone" if was_there else os.strerror(errno.ENOTDIR))
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from rayferry.job.errors import RayferryError
+from rayferry.submit import s3
 from rayferry.submit.schedule import remote
 from rayferry.submit.schedule.adding import local_time, next_of
 from rayferry.submit.schedule.book import Book, CorruptError
@@ -20,7 +21,7 @@ def overview(book: Book, name: str) -> dict[str, Any]:
         entry = book.schedule(name)
         progress = book.progress(name).value
         last = _last(book, name, progress.cursor)
-    except CorruptError as error:
+    except (CorruptError, s3.StorageError) as error:
         return row | {"error": str(error)}
     if entry is None:  # removed just now
         return row | {"state": "removed"}

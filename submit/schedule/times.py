@@ -9,13 +9,14 @@ The expression is CronSim's, which takes what Debian's cron takes. What it is as
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from itertools import islice
+from itertools import islice, takewhile
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim, CronSimError
 
 _NUM_FIELDS = 5
 _HOURS = 1
+_LOOK_BACK_DAYS = (1 / 24, 1.0, 32.0, 367.0, 9 * 366.0)  # 29 February may be eight years ago
 _SECOND = timedelta(seconds=1)
 _PROBE = datetime(2024, 1, 1, tzinfo=UTC)  # any time will do: CronSim looks fifty years ahead
 
@@ -110,6 +111,28 @@ def _by_real_time(cron: str, where: ZoneInfo, after: datetime) -> Iterator[datet
 def next_times(cron: str, where: ZoneInfo, after: datetime, num: int) -> list[datetime]:
     """The first `num` of them."""
     return list(islice(fire_times(cron, where, after), num))
+
+
+def last_ticks(
+    cron: str, where: ZoneInfo, until: datetime, after: datetime | None = None, more_s: float = 0.0
+) -> Iterator[list[datetime]]:
+    """The ticks not later than `until`, of the last hour, then of longer and longer times; no list is empty.
+
+    Args:
+        cron: an expression that `check` lets pass.
+        where: the time zone that it is meant in.
+        until: with a time zone.
+        after: none that is not later than this; the list of all those that are is the last one.
+        more_s: so much longer than usual does each look back.
+    """
+    for days in _LOOK_BACK_DAYS:
+        start = until - timedelta(days=days, seconds=more_s)
+        start = start if after is None else max(start, after)
+        ticks = list(takewhile(lambda tick: tick <= until, fire_times(cron, where, start)))
+        if ticks:
+            yield ticks
+        if start == after:
+            return
 
 
 def _instant(wall: datetime, where: ZoneInfo) -> datetime:

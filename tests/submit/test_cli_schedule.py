@@ -63,6 +63,7 @@ def test_add_again_changes_the_schedule_and_keeps_what_it_was(rayferry, dated, b
         (("--cron", "0 2 * *"), "five fields"),
         ((*DAILY, "--timezone", "Mars/Base"), "no such time zone"),
         ((*DAILY, "--jitter", "5"), "not a duration"),
+        ((*DAILY, "--jitter", "24h"), "two ticks are 86400 s apart"),
         ((*DAILY, "--address", "head:8265"), "is not the address of a Jobs API"),
         ((*DAILY, "--overlap", "replace", "--catch-up", "all"), "only to stop them"),
         ((*DAILY, "--on-failure-webhook", "http://a/", "--on-failure-command", "true"), "one of them"),

@@ -65,6 +65,9 @@ class FakeRuns:
     def __init__(self):
         self.jobs, self.started, self.stopped, self.trouble = {}, [], [], []
 
+    def place(self, firing, named):
+        return {"address": named or "http://head:8265"}
+
     def start(self, firing):
         if self.trouble:
             raise self.trouble.pop(0)

@@ -2,7 +2,7 @@ from datetime import timedelta
 
 import pytest
 
-from rayferry.submit.schedule.decide import Advance, Known, Notify, Record, Skip, Stop, Submit, decide, jitter
+from rayferry.submit.schedule.decide import Advance, Drop, Known, Notify, Record, Skip, Stop, Submit, decide, jitter
 from rayferry.submit.schedule.definition import stamp
 from rayferry.submit.schedule.records import Firing, Hook, Progress, key_of
 
@@ -122,7 +122,42 @@ def test_a_run_that_is_being_replaced_is_asked_to_stop_once(schedule):
 def test_a_claim_of_somebody_else_is_waited_for_until_it_expires(schedule):
     claimed = firing(1, "claimed", owner="other", claimed_at=stamp(minute(1)))
     assert decided(schedule(), minute(1) + timedelta(seconds=119), claimed) == []
-    assert decided(schedule(paused=True), minute(1) + timedelta(seconds=121), claimed) == [Submit(minute(1))]
+    assert decided(schedule(), minute(1) + timedelta(seconds=121), claimed) == [Submit(minute(1))]
+
+
+def test_a_tick_that_was_claimed_is_not_submitted_once_its_schedule_is_paused(schedule):
+    paused, late = schedule(paused=True), minute(1) + timedelta(seconds=121)
+    for state in ("claimed", "waiting"):
+        (found,) = decided(paused, late, firing(1, state, claimed_at=stamp(minute(1))))
+        assert isinstance(found, Drop)
+    assert decided(paused, late, firing(1, "waiting", attempt=2)) == [Submit(minute(1))]
+
+
+def test_what_a_removed_schedule_of_the_same_name_left_is_not_submitted(schedule):
+    (found,) = decided(
+        schedule(cron="0 * * * *", created_at=stamp(minute(2))), minute(2), firing(1, "waiting", attempt=2)
+    )
+    assert (type(found), found.tick) == (Drop, minute(1))
+
+
+def test_of_two_that_wait_for_each_other_the_first_goes(schedule):
+    ours = firing(1, "waiting"), firing(2, "waiting")
+    assert decided(schedule(catch_up="all"), minute(2), *ours) == [Submit(minute(1))]
+
+
+def test_on_failure_is_called_last(schedule):
+    failed = firing(1, "failed", on_failure=Hook())
+    assert decided(schedule(), minute(2), failed) == [Submit(minute(2)), Notify(minute(1))]
+
+
+def test_what_was_missed_is_counted_as_far_as_the_cursor_goes(schedule):
+    now, cursor, missed = minute(2500), 0, 0
+    for _ in range(5):
+        known = Known(schedule(), Progress(cursor=key_of(minute(cursor)) if cursor else "", missed=missed))
+        for found in decide(known, now):
+            if isinstance(found, Advance):
+                cursor, missed = int((found.cursor - START).total_seconds() // 60), missed + found.missed
+    assert (cursor, missed) == (2499, 2499)
 
 
 def test_a_next_attempt_is_sent_when_it_is_due(schedule):

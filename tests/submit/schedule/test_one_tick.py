@@ -7,6 +7,8 @@ import pytest
 from rayferry.job.errors import RayferryError
 from rayferry.submit.schedule.one_tick import Followed, follow, newest_tick
 from rayferry.submit.schedule.records import Firing
+from rayferry.submit.schedule.runs import Look
+from rayferry.submit.transport import NotKnownError
 
 TICK = datetime(2026, 3, 2, 2, 0, tzinfo=UTC)
 NIGHTLY = {"cron": "0 2 * * *"}
@@ -164,3 +166,12 @@ def test_a_job_that_cannot_be_made_is_a_failure(book, scheduler, schedule):
 
 def test_a_run_that_was_stopped_before_it_told_anything_ends_as_stopped():
     assert Followed(Firing(schedule="nightly", scheduled_time="2026-03-02T02:00:00Z", state="stopped")).exit_code == 4
+
+
+def test_a_run_of_which_nobody_tells_is_left_with_the_code_of_lost_contact(book, runs, scheduler, schedule):
+    kept(book, schedule)
+    clock = Clock(TICK, lambda: runs.jobs.update({runs.started[0]: Look("unknown", reason="nobody answers")}))
+    with pytest.raises(NotKnownError, match="nobody answers") as caught:
+        followed(scheduler, clock)
+    assert caught.value.exit_code == 5
+    assert "rayferry schedule give-up nightly" in str(caught.value)

@@ -5,7 +5,7 @@ import zipfile
 
 import pytest
 
-from rayferry.job.errors import SpecError
+from rayferry.job.errors import RayferryError, SpecError
 from rayferry.submit.config import Address
 from rayferry.submit.schedule import remote
 from rayferry.submit.schedule.book import Book
@@ -68,3 +68,16 @@ def test_a_scheduler_is_started_found_and_started_again_when_it_is_dead(ray_api)
 def test_a_folder_is_no_store_for_a_cluster(book):
     with pytest.raises(SpecError, match="the cluster does not see"):
         remote.keep(book, Address("http://a:8265", "test"))
+
+
+def test_a_store_has_one_scheduler_on_all_clusters(serve_ray, capsys):
+    book, one, other = Book(InMemory()), serve_ray(), serve_ray()
+    one.statuses = ["RUNNING"]
+    remote.keep(book, Address(one.url, "test"))
+    with pytest.raises(RayferryError, match=f"runs on {one.url}; stop it there first"):
+        remote.keep(book, Address(other.url, "test"))
+    assert other.jobs == {}
+    remote.keep(book, Address(one.url, "test"))
+    assert "--allow-commands" not in capsys.readouterr().err
+    remote.keep(book, Address(one.url, "test"), allow_commands=True)
+    assert "another --allow-commands" in capsys.readouterr().err

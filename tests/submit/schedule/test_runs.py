@@ -14,8 +14,8 @@ def runs(ray_api):
 
 
 @pytest.fixture
-def firing(spec):
-    return Firing(
+def firing(spec, runs):
+    one = Firing(
         schedule="nightly",
         scheduled_time="2026-03-01T12:01:00Z",
         submission_id=RUN,
@@ -23,6 +23,7 @@ def firing(spec):
         job=spec.to_json(),
         output_uri=spec.output.uri,
     )
+    return changed(one, **runs.place(one, None))
 
 
 @pytest.fixture
@@ -100,7 +101,29 @@ def test_a_run_that_was_asked_to_stop_is_stopped(runs, sent):
 
 def test_a_cluster_that_does_not_answer_tells_nothing(runs, sent):
     (port,) = free_ports(1)
-    assert runs.look(changed(sent, address=f"http://127.0.0.1:{port}")).standing == "unknown"
+    assert runs.look(changed(sent, address=f"http://127.0.0.1:{port}", session="gone")).standing == "unknown"
+
+
+def test_a_run_is_looked_for_where_it_was_sent_whatever_the_scheduler_is_told(sent, serve_ray, ray_api):
+    other = serve_ray()
+    runs = RayRuns(lambda _named: Address(other.url, "--address"))
+    assert runs.look(sent).standing == "running"
+    ray_api.jobs[RUN]["status"] = "FAILED"
+    runs.start(changed(sent, attempt=2))
+    assert (other.jobs, len(ray_api.jobs)) == ({}, 2)
+
+
+def test_an_address_of_another_machine_is_not_taken_for_one_of_this(sent, ray_api):
+    theirs = changed(sent, seen_from="their-laptop", session="another")
+    runs = RayRuns(lambda _named: Address(ray_api.url.replace("127.0.0.1", "localhost"), "the cluster itself"))
+    look = runs.look(theirs)
+    assert look.standing == "unknown"
+    assert "as their-laptop sees it; it cannot be asked from here" in look.reason
+    assert runs.look(changed(theirs, session="s")).standing == "running"  # it is this very cluster
+
+
+def test_a_firing_whose_job_is_not_valid_is_looked_at_all_the_same(runs, sent):
+    assert runs.look(changed(sent, job={"cluster": 3})).standing == "running"
 
 
 class TestForgotten:

@@ -139,3 +139,20 @@ def test_the_scheduler_of_a_cluster_is_known_by_the_last_record(book):
     book.put_remote("http://b:8265", "one")
     assert book.remote() == {"address": "http://b:8265", "submission_id": "one"}
     assert json.loads(book.store.get("scheduler.json")[0])["schema_version"] == 1
+
+
+def test_a_folder_that_is_gone_is_told_and_not_made_again(tmp_path):
+    store = open_store(str(tmp_path / "store"))
+    assert list(store.keys("a/")) == []
+    store.put("a/b.json", b"1", None)
+    (tmp_path / "store").rename(tmp_path / "elsewhere")
+    for use in (lambda: store.get("a/b.json"), lambda: list(store.keys("a/")), lambda: store.put("a/c", b"1", None)):
+        with pytest.raises(s3.StorageError, match="the store is gone"):
+            use()
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_file_in_the_place_of_a_folder_is_told_when_it_is_listed(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(s3.StorageError, match="cannot be listed: Not a directory"):
+        list(open_store(str(tmp_path / "file")).keys("a/"))
