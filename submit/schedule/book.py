@@ -9,6 +9,7 @@ scheduler.json                         the scheduler that runs on a cluster
 """
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -55,7 +56,11 @@ class Book:
 
     def schedule(self, name: str) -> Entry[Schedule] | None:
         """A schedule; None if there is none of this name."""
-        return self._get(f"schedules/{name}{_SUFFIX}", Schedule)
+        key = f"schedules/{name}{_SUFFIX}"
+        entry = self._get(key, Schedule)
+        if entry is not None and entry.value.name != name:
+            raise CorruptError(self._corrupt(key, f"it is of {entry.value.name!r}, by its name"))
+        return entry
 
     def put_schedule(self, schedule: Schedule, tag: str | None) -> Entry[Schedule] | None:
         """Writes it, if it is still as `tag` says; None if it is not."""
@@ -82,7 +87,12 @@ class Book:
 
     def firing(self, name: str, tick: datetime) -> Entry[Firing] | None:
         """What became of a tick; None if nothing did yet."""
-        return self._get(f"firings/{name}/{key_of(tick)}{_SUFFIX}", Firing)
+        key = f"firings/{name}/{key_of(tick)}{_SUFFIX}"
+        entry = self._get(key, Firing)
+        if entry is not None and (entry.value.schedule, entry.value.tick) != (name, tick):
+            of = f"{entry.value.schedule!r}, {entry.value.scheduled_time}"
+            raise CorruptError(self._corrupt(key, f"it is of {of}, by its values"))
+        return entry
 
     def put_firing(self, firing: Firing, tag: str | None) -> Entry[Firing] | None:
         """Writes it, if it is still as `tag` says; None if it is not: then it is somebody else's."""
@@ -124,7 +134,13 @@ class Book:
 
     def _corrupt(self, key: str, why: str) -> str:
         place = f"{self.store.uri.rstrip('/')}/{key}"
-        return f"{place}: not valid: {why}; put it right, or delete it"
+        way_out = "delete it"
+        if key.startswith("schedules/"):
+            name = key.removeprefix("schedules/").removesuffix(_SUFFIX)
+            way_out = f"remove it: rayferry schedule remove {shlex.quote(name)}"
+        elif key == REMOTE:
+            way_out = "write it anew: rayferry schedule run --on-cluster"
+        return f"{place}: not valid: {why}; put it right, or {way_out}"
 
 
 def _told(error: ValidationError, kind: type[BaseModel]) -> list[str]:
