@@ -182,8 +182,11 @@ def render(schedule: Schedule, scheduled_time: datetime) -> JobSpec:
     """The job of one scheduled time: templates in name, input and output URIs filled in.
 
     Raises:
-        SpecError: a template fails, or what comes of it is no job.
+        SpecError: a template fails, what comes of it is no job, or the job is not the one that was added.
     """
+    if sha256_of(schedule.job) != schedule.job_sha256:
+        msg = f"schedule {schedule.name}: its job is not the one that was added, by its sha256; add it again"
+        raise SpecError(msg)
     return render_job(schedule.job, schedule.name, scheduled_time.astimezone(schedule.zone))
 
 

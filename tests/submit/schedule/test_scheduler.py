@@ -4,7 +4,6 @@ from datetime import timedelta
 import pytest
 import yaml
 
-from rayferry.job.errors import SpecError
 from rayferry.submit.schedule import loop
 from rayferry.submit.schedule.runs import Look
 from rayferry.submit.schedule.scheduler import MAX_TRIES, Scheduler
