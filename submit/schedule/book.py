@@ -85,6 +85,20 @@ class Book:
         start = f"{prefix}{key_of(after)}{_SUFFIX}" if after else ""
         return [_tick(key, prefix) for key in self.store.keys(prefix, start) if key.endswith(_SUFFIX)]
 
+    def last_firings(self, name: str, num: int) -> tuple[list[Firing], list[CorruptError]]:
+        """The last firings, oldest first, and what is wrong with those that cannot be read."""
+        prefix = f"firings/{name}/"
+        firings: list[Firing] = []
+        wrong: list[CorruptError] = []
+        for key in [key for key in self.store.keys(prefix) if key.endswith(_SUFFIX)][-num:]:
+            try:
+                entry = self.firing(name, _tick(key, prefix))
+            except CorruptError as error:
+                wrong.append(error)
+            else:
+                firings += [entry.value] if entry is not None else []
+        return firings, wrong
+
     def firing(self, name: str, tick: datetime) -> Entry[Firing] | None:
         """What became of a tick; None if nothing did yet."""
         key = f"firings/{name}/{key_of(tick)}{_SUFFIX}"
