@@ -1,16 +1,21 @@
 """`{{ scheduled_time | date('%Y-%m-%d') }}` in a job file's name, input and output URIs."""
 
+import re
 from collections.abc import Mapping
 from copy import deepcopy
 from datetime import datetime, timedelta
 from typing import Any
 
 from jinja2 import StrictUndefined, TemplateError
+from jinja2.exceptions import FilterArgumentError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from rayferry.job import leaks
 from rayferry.job.errors import SpecError
 
 _MARKS = ("{{", "{%", "{#")
+_TIME = re.compile(r"\{\{-?\s*scheduled_time\b")
+_UNITS = ("weeks", "days", "hours", "minutes")
 
 
 def fill(job: object, name: str, scheduled_time: datetime) -> Any:
@@ -28,9 +33,14 @@ def fill(job: object, name: str, scheduled_time: datetime) -> Any:
         return job  # the validation says what is wrong with it
     filled = deepcopy(dict(job))
     values = {"scheduled_time": scheduled_time, "schedule": name}
-    for place, key, path in _places(filled):
-        if isinstance(place[key], str):
-            place[key] = _text(place[key], path, values)
+    try:
+        _refuse_misplaced(filled)
+        for place, key, path in _places(filled):
+            if isinstance(place[key], str):
+                place[key] = _text(place[key], path, values)
+    except SpecError as error:
+        msg = f"schedule {name}: {error}"
+        raise SpecError(msg) from error.__cause__
     return filled
 
 
@@ -61,6 +71,20 @@ def _places(job: dict[str, Any]) -> list[tuple[Any, Any, str]]:
     return found
 
 
+def _refuse_misplaced(job: Mapping[str, Any]) -> None:
+    """No text names the scheduled time where no template is filled in."""
+    allowed = {path for _, _, path in _places(dict(job))} | {"input.template"}
+    waiting: list[tuple[str, Any]] = [(str(key), value) for key, value in job.items()]
+    for path, value in waiting:  # it grows
+        if isinstance(value, Mapping):
+            waiting += [(f"{path}.{key}", inner) for key, inner in value.items()]
+        elif isinstance(value, list):
+            waiting += [(f"{path}.{index}", inner) for index, inner in enumerate(value)]
+        elif isinstance(value, str) and path not in allowed and _TIME.search(value):
+            msg = f"{path}: {leaks.shown(path, value)}: only name, input.uri and output.uri have templates"
+            raise SpecError(msg)
+
+
 def _has_mark(text: str) -> bool:
     return any(mark in text for mark in _MARKS)
 
@@ -72,18 +96,36 @@ def _text(text: str, path: str, values: Mapping[str, Any]) -> str:
     environment.filters |= {"date": _date, "shift": _shift}
     try:
         return environment.from_string(text).render(values)
-    except (TemplateError, TypeError, ValueError, OverflowError, AttributeError, ArithmeticError) as error:
+    except Exception as error:  # a template may fail by whatever Python can
+        reason = str(error) if isinstance(error, TemplateError) else "it cannot be filled in"
         msg = (
-            f"{path}: {text!r}: {error}; what can be used: scheduled_time, schedule, and the filters "
+            f"{path}: {text!r}: {reason}; what can be used: scheduled_time, schedule, and the filters "
             "date('%Y-%m-%d') and shift(days=-1)"
         )
         raise SpecError(msg) from error
 
 
-def _date(moment: datetime, form: str = "%Y-%m-%d") -> str:
+def _date(moment: object, form: object = "%Y-%m-%d") -> str:
+    if not isinstance(moment, datetime):
+        msg = f"date: {moment!r} is no time; write scheduled_time | date"
+        raise FilterArgumentError(msg)
+    if not isinstance(form, str):
+        msg = f"date: {form!r} is no form of a time; write date('%Y-%m-%d')"
+        raise FilterArgumentError(msg)
     return moment.strftime(form)
 
 
-def _shift(moment: datetime, **by: float) -> datetime:
+def _shift(moment: object, *wrong: object, **by: object) -> datetime:
     """So many `days`, `hours`, `weeks` or `minutes` later, by the zone's clock on the wall."""
-    return moment + timedelta(**by)
+    if not isinstance(moment, datetime):
+        msg = f"shift: {moment!r} is no time; write scheduled_time | shift(days=-1)"
+        raise FilterArgumentError(msg)
+    numbers = {unit: number for unit, number in by.items() if isinstance(number, int | float) and unit in _UNITS}
+    if wrong or not by or numbers != by:
+        msg = f"shift takes {', '.join(_UNITS)}, each with a number, such as shift(days=-1)"
+        raise FilterArgumentError(msg)
+    try:
+        return moment + timedelta(**numbers)
+    except (ValueError, OverflowError) as error:
+        msg = "shift: no calendar goes that far"
+        raise FilterArgumentError(msg) from error

@@ -82,12 +82,21 @@ def export_schedule(
         msg = f"--package-uri, --image, --pod and --dry-run are for --to kuberay, not for {target}; leave them out"
         raise SpecError(msg)
     builders = {"cron": crontab, "systemd": systemd, "github-actions": github_actions, "airflow": airflow}
-    starting = Starting(book.store.uri, program or _program(target), tuple(os.environ))
+    starting = Starting(book.store.uri, _program(target, program), tuple(os.environ))
     _show(builders[target].export(schedule, starting), output)
 
 
-def _program(target: str) -> str:
-    """This program, for what runs on this machine."""
+def _program(target: str, given: str | None) -> str:
+    """What was given, or this program, for what runs on this machine."""
+    if given is not None:
+        if "/" not in given or given.startswith("/"):
+            return given
+        if target in {"cron", "systemd"}:
+            return str(Path(given).absolute())
+        msg = (
+            f"--program {given!r}: where {target} starts it is not known; give an absolute path, or a name on its PATH"
+        )
+        raise SpecError(msg)
     this = shutil.which(sys.argv[0])
     return str(Path(this).absolute()) if this and target in {"cron", "systemd"} else "rayferry"
 

@@ -42,6 +42,8 @@ def found(book: "Book", name: str) -> "Entry[Schedule]":
     from rayferry.submit.schedule.definition import is_name
 
     entry = book.schedule(name) if is_name(name) else None
+    if entry is None and name in book.names():
+        book.schedule(name)  # says what is wrong with it
     if entry is None:
         there = ", ".join(book.names()) or "none"
         msg = f"no schedule {name!r} in {book.store.uri}; there: {there}"
@@ -141,7 +143,9 @@ def list_schedules(store: str | None, as_json: bool) -> None:
         return
     columns = ["name", "cron", "timezone", "state", "next", "last", "result", "error"]
     report.table(columns, [[row[column] for column in columns] for row in rows])
-    if scheduler:
+    if scheduler and "error" in scheduler:
+        report.note(f"the scheduler on a cluster: {scheduler['error']}")
+    elif scheduler:
         told = f"scheduler {scheduler['submission_id']} on {scheduler['address']}: {scheduler['status']}"
         again = "" if scheduler["status"] in {"RUNNING", "PENDING"} else "; rayferry schedule run --on-cluster"
         report.note(told + again)
@@ -166,7 +170,7 @@ def show(name: str, num: int, store: str | None, as_json: bool) -> None:
     for key, one in value.items():
         if key not in {"next", "job", "schema_version"} and one is not None:
             report.datum(f"{key}: {one}")
-    columns = ["tick", "submission_id", "name", "input", "output"]
+    columns = ["tick", *(["start"] if made.jitter_s else []), "submission_id", "name", "input", "output"]
     report.table(columns, [[tick[column] for column in columns] for tick in value["next"]])
 
 
@@ -221,16 +225,19 @@ def history(name: str, rows: int, store: str | None, as_json: bool) -> None:
     """Show what became of a schedule's ticks, oldest first."""
     from rayferry.submit import report
     from rayferry.submit.schedule import telling
+    from rayferry.submit.schedule.definition import is_name
 
     book = book_of(store)
-    firings = telling.history(book, name, rows)
-    if not firings:
+    firings, wrong = book.last_firings(name, rows) if is_name(name) else ([], [])
+    if not firings and not wrong:
         found(book, name)
     if as_json:
         report.json_datum([firing.model_dump(mode="json") for firing in firings])
-        return
-    columns = ["tick", "state", "submission_id", "attempts", "output", "reason"]
-    report.table(columns, map(telling.history_row, firings))
+    else:
+        columns = ["tick", "state", "submission_id", "attempts", "output", "reason"]
+        report.table(columns, map(telling.history_row, firings))
+    if wrong:
+        raise RayferryError("\n".join(map(str, wrong)))
 
 
 COMMANDS = (schedule,)

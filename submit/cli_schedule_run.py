@@ -88,6 +88,9 @@ def run(
             raise click.UsageError(msg)
         _keep_on_cluster(book, address, allow_commands=allow_commands, as_json=as_json)
         return
+    if as_json and not once:
+        msg = "--json is for --once and --on-cluster; a scheduler in the foreground has no result"
+        raise click.UsageError(msg)
     from rayferry.submit.schedule import loop
     from rayferry.submit.schedule.scheduler import Scheduler
 

@@ -4,22 +4,25 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rayferry.job import templates
 from rayferry.job.errors import RayferryError, SpecError
+from rayferry.submit import report
 from rayferry.submit.config import resolve_address
 from rayferry.submit.options import read_job
 from rayferry.submit.schedule import times
 from rayferry.submit.schedule.book import Book, Entry
-from rayferry.submit.schedule.definition import Schedule, make, moment, render_job, sha256_of, stamp
+from rayferry.submit.schedule.definition import OnFailure, Schedule, make, moment, render_job, sha256_of, stamp
 from rayferry.submit.schedule.firing import claim, job_of
 from rayferry.submit.schedule.records import Firing, ended, tick_of
-from rayferry.submit.schedule.runs import name_of
-from rayferry.submit.schedule.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from rayferry.submit.schedule.scheduler import Scheduler  # by whom Ray would be imported
 
 _NUM_COMPARED = 50  # ticks whose outputs must differ
 _SECOND = timedelta(seconds=1)
+_OPTIONS = ("cron", "timezone", "overlap", "catch_up", "jitter", "track", "address", "on_failure")
 
 
 def add_schedule(book: Book, values: Mapping[str, Any], job: Path, now: datetime | None = None) -> Schedule:
@@ -37,7 +40,11 @@ def add_schedule(book: Book, values: Mapping[str, Any], job: Path, now: datetime
     draft = {**values, "job": {}, "job_sha256": "", "job_path": str(job.absolute())}
     draft |= {"created_at": time, "updated_at": time, "since": time}
     made = make(draft, f"schedule {values['name']}")
-    kept = _checked(made, data, moment(time))
+    try:
+        kept = _checked(made, data, moment(time))
+    except SpecError as error:
+        msg = f"{job}: {error}"
+        raise SpecError(msg) from error
     before = book.schedule(made.name)
     changes: dict[str, Any] = {"job": kept, "job_sha256": sha256_of(kept)}
     if before is not None:
@@ -46,10 +53,26 @@ def add_schedule(book: Book, values: Mapping[str, Any], job: Path, now: datetime
         if (old.cron, old.timezone) == (made.cron, made.timezone):
             changes["since"] = old.since
     made = make(made.to_json() | changes, f"schedule {made.name}")
+    if before is not None:
+        _tell_changes(before.value, made)
     if book.put_schedule(made, before.tag if before else None) is None:
         msg = f"{made.name} was changed by somebody else just now; see: rayferry schedule show {made.name}"
         raise RayferryError(msg)
     return made
+
+
+def _tell_changes(old: Schedule, new: Schedule) -> None:
+    """An option that is not given is its default again: what that changes is said."""
+    for key in _OPTIONS:
+        was, now = (getattr(one, key) for one in (old, new))
+        if was != now:
+            report.note(f"{key} was {_plain(was)}, and is {_plain(now)} now")
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, OnFailure):
+        return "a webhook" if value.webhook is not None else "a command"  # either may hold a secret
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _checked(schedule: Schedule, data: object, now: datetime) -> dict[str, Any]:
@@ -62,14 +85,15 @@ def _checked(schedule: Schedule, data: object, now: datetime) -> dict[str, Any]:
     spec = render_job(data, schedule.name, ticks[0].astimezone(schedule.zone))
     kept = templates.put_back(spec.to_json(), data) if isinstance(data, Mapping) else {}
     outputs: dict[str, datetime] = {}
-    for tick in ticks:
+    repeated = times.repeated_times(schedule.cron, schedule.zone, now)
+    for tick in sorted({*ticks, *repeated}):
         filled = templates.fill({"output": kept["output"]}, schedule.name, tick.astimezone(schedule.zone))
         uri = str(filled["output"]["uri"]).rstrip("/")
         if uri in outputs:
             first, second = (local_time(schedule, one) for one in (outputs[uri], tick))
             msg = (
                 f"output.uri: {kept['output']['uri']!r} is {uri!r} at {first} and at {second}, and a run needs an "
-                "empty output; put the time into it: {{ scheduled_time | date('%Y-%m-%dT%H%M') }}"
+                "empty output; put the time and its zone into it: {{ scheduled_time | date('%Y-%m-%dT%H%M%z') }}"
             )
             raise SpecError(msg)
         outputs[uri] = tick
@@ -93,7 +117,7 @@ def set_paused(book: Book, entry: Entry[Schedule], *, paused: bool, now: datetim
     return made
 
 
-def trigger_now(scheduler: Scheduler, schedule: Schedule, now: datetime | None = None) -> Firing:
+def trigger_now(scheduler: "Scheduler", schedule: Schedule, now: datetime | None = None) -> Firing:
     """Fires a schedule at this second, which is none of its ticks'. Gives what was written of it.
 
     Raises:
@@ -147,6 +171,8 @@ def give_up(book: Book, name: str, submission_id: str, now: datetime | None = No
     Raises:
         RayferryError: there is no such firing, or it is over, or somebody else changed it just now.
     """
+    from rayferry.submit.schedule.runs import name_of  # noqa: PLC0415  # it imports Ray
+
     for tick in reversed(book.ticks(name)):
         entry = book.firing(name, tick)
         if entry is None or submission_id not in {entry.value.submission_id, name_of(entry.value)}:

@@ -9,6 +9,7 @@ scheduler.json                         the scheduler that runs on a cluster
 """
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -58,7 +59,7 @@ class Book:
         key = f"schedules/{name}{_SUFFIX}"
         entry = self._get(key, Schedule)
         if entry is not None and entry.value.name != name:
-            raise CorruptError(self._corrupt(key, f"it is the schedule {entry.value.name!r}, and not {name!r}"))
+            raise CorruptError(self._corrupt(key, f"it is of {entry.value.name!r}, by its name"))
         return entry
 
     def put_schedule(self, schedule: Schedule, tag: str | None) -> Entry[Schedule] | None:
@@ -84,13 +85,27 @@ class Book:
         start = f"{prefix}{key_of(after)}{_SUFFIX}" if after else ""
         return [_tick(key, prefix) for key in self.store.keys(prefix, start) if key.endswith(_SUFFIX)]
 
+    def last_firings(self, name: str, num: int) -> tuple[list[Firing], list[CorruptError]]:
+        """The last firings, oldest first, and what is wrong with those that cannot be read."""
+        prefix = f"firings/{name}/"
+        firings: list[Firing] = []
+        wrong: list[CorruptError] = []
+        for key in [key for key in self.store.keys(prefix) if key.endswith(_SUFFIX)][-num:]:
+            try:
+                entry = self.firing(name, _tick(key, prefix))
+            except CorruptError as error:
+                wrong.append(error)
+            else:
+                firings += [entry.value] if entry is not None else []
+        return firings, wrong
+
     def firing(self, name: str, tick: datetime) -> Entry[Firing] | None:
         """What became of a tick; None if nothing did yet."""
         key = f"firings/{name}/{key_of(tick)}{_SUFFIX}"
         entry = self._get(key, Firing)
         if entry is not None and (entry.value.schedule, entry.value.tick) != (name, tick):
-            which = f"{entry.value.scheduled_time} of {entry.value.schedule!r}"
-            raise CorruptError(self._corrupt(key, f"it is the firing {which}"))
+            of = f"{entry.value.schedule!r}, {entry.value.scheduled_time}"
+            raise CorruptError(self._corrupt(key, f"it is of {of}, by its values"))
         return entry
 
     def put_firing(self, firing: Firing, tag: str | None) -> Entry[Firing] | None:
@@ -133,7 +148,13 @@ class Book:
 
     def _corrupt(self, key: str, why: str) -> str:
         place = f"{self.store.uri.rstrip('/')}/{key}"
-        return f"{place}: not valid: {why}; put it right, or delete it"
+        way_out = "delete it"
+        if key.startswith("schedules/"):
+            name = key.removeprefix("schedules/").removesuffix(_SUFFIX)
+            way_out = f"remove it: rayferry schedule remove {shlex.quote(name)}"
+        elif key == REMOTE:
+            way_out = "write it anew: rayferry schedule run --on-cluster"
+        return f"{place}: not valid: {why}; put it right, or {way_out}"
 
 
 def _told(error: ValidationError, kind: type[BaseModel]) -> list[str]:

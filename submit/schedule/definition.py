@@ -5,11 +5,11 @@ import json
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from rayferry.job import templates
 from rayferry.job.errors import SpecError
@@ -20,7 +20,42 @@ from rayferry.submit.options import validated
 from rayferry.submit.schedule import times
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+UNFIT_FOR_URL = re.compile(r"[\s\x00-\x1f\x7f]")
+_YEARS = range(1970, 2200)
 _REFERENCE = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*")
+
+
+def stamp(moment: datetime) -> str:
+    """A time as the store writes it: UTC, to the second."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def moment(text: str) -> datetime:
+    """The way back.
+
+    Raises:
+        ValueError: it is none.
+    """
+    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+
+
+def checked_stamp(text: str) -> str:
+    """A time as `stamp` writes it, of an age in which calendars can be counted on.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        found = moment(text)
+    except ValueError:
+        found = None
+    if found is None or stamp(found) != text or found.year not in _YEARS:
+        msg = "no time; write it so: 2027-01-31T02:00:00Z"
+        raise ValueError(msg)
+    return text
+
+
+Stamp = Annotated[str, AfterValidator(checked_stamp)]
 
 
 class OnFailure(Typed):
@@ -42,8 +77,9 @@ class OnFailure(Typed):
         if value is None or _REFERENCE.fullmatch(value):
             return value
         parts = urlsplit(value)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            msg = "write https://HOST/PATH, or env:NAME for a URL that is a secret"
+        _ = parts.port  # raises ValueError if it is none
+        if parts.scheme not in {"http", "https"} or not parts.hostname or UNFIT_FOR_URL.search(value):
+            msg = "write https://HOST/PATH without blanks, or env:NAME for a URL that is a secret"
             raise ValueError(msg)
         return value
 
@@ -70,9 +106,9 @@ class Schedule(Typed):
     track: bool = False
     address: str | None = None
     on_failure: OnFailure | None = None
-    created_at: str
-    updated_at: str
-    since: str
+    created_at: Stamp
+    updated_at: Stamp
+    since: Stamp
 
     @field_validator("name")
     @classmethod
@@ -142,26 +178,15 @@ def sha256_of(job: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(job, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def stamp(moment: datetime) -> str:
-    """A time as the store writes it: UTC, to the second."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def moment(text: str) -> datetime:
-    """The way back.
-
-    Raises:
-        ValueError: it is none.
-    """
-    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
-
-
 def render(schedule: Schedule, scheduled_time: datetime) -> JobSpec:
     """The job of one scheduled time: templates in name, input and output URIs filled in.
 
     Raises:
-        SpecError: a template fails, or what comes of it is no job.
+        SpecError: a template fails, what comes of it is no job, or the job is not the one that was added.
     """
+    if sha256_of(schedule.job) != schedule.job_sha256:
+        msg = f"schedule {schedule.name}: its job is not the one that was added, by its sha256; add it again"
+        raise SpecError(msg)
     return render_job(schedule.job, schedule.name, scheduled_time.astimezone(schedule.zone))
 
 

@@ -1,5 +1,6 @@
 """What is called when a firing failed: a webhook or a command, with the same JSON."""
 
+import http.client
 import json
 import os
 import subprocess
@@ -8,7 +9,7 @@ import urllib.request
 from typing import Any
 
 from rayferry.job.errors import RayferryError
-from rayferry.submit.schedule.definition import OnFailure
+from rayferry.submit.schedule.definition import UNFIT_FOR_URL, OnFailure
 from rayferry.submit.schedule.records import Firing
 from rayferry.submit.schedule.runs import name_of
 
@@ -58,7 +59,7 @@ def _url(webhook: str) -> str:
         return webhook
     name = webhook.removeprefix("env:")
     found = os.environ.get(name, "")
-    if not found.startswith(("http://", "https://")):
+    if not found.startswith(("http://", "https://")) or UNFIT_FOR_URL.search(found):
         msg = f"on_failure: {name} is not set here to an http(s) URL; set it where the scheduler runs"
         raise HookError(msg)
     return found
@@ -73,8 +74,9 @@ def _post(url: str, body: bytes) -> None:
     except urllib.error.HTTPError as error:
         msg = f"the webhook answered {error.code}"
         raise HookError(msg) from error
-    except (OSError, ValueError) as error:  # URLError is one; its text may not show the URL, which may be a secret
-        reason = getattr(error, "reason", None) or type(error).__name__
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        # of URLError the reason; the texts of others show the URL, which may be a secret
+        reason = error.reason if isinstance(error, urllib.error.URLError) else type(error).__name__
         msg = f"the webhook does not answer: {reason}"
         raise HookError(msg) from error
 
@@ -84,8 +86,9 @@ def _run(command: str, body: bytes) -> None:
         done = subprocess.run(  # noqa: S602  # a shell line is what the user gave
             command, input=body, shell=True, capture_output=True, check=False, timeout=TIMEOUT_S
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        msg = f"the command did not end within {TIMEOUT_S:g} s" if not isinstance(error, OSError) else str(error)
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:  # ValueError: a character 0 in it
+        is_late = isinstance(error, subprocess.TimeoutExpired)
+        msg = f"the command did not end within {TIMEOUT_S:g} s" if is_late else f"the command: {error}"
         raise HookError(msg) from error
     if done.returncode != 0:
         said = done.stderr.decode(errors="replace").strip()[-_MAX_CHARS:]

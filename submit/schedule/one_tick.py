@@ -65,7 +65,7 @@ def follow(
     while True:
         scheduler.tend(name, clock())
         entry = scheduler.book.firing(name, tick)
-        if entry is not None and entry.value.is_settled:
+        if entry is not None and (entry.value.is_settled or scheduler.leaves_call(entry.value)):
             return Followed(entry.value)
         if entry is None and (reason := _has_no_run(scheduler, name, tick)):
             return Followed(None, reason)

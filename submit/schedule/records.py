@@ -3,8 +3,10 @@
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from pydantic import field_validator
+
 from rayferry.job.typed import Typed
-from rayferry.submit.schedule.definition import moment, stamp
+from rayferry.submit.schedule.definition import Stamp, checked_stamp, moment, stamp
 
 CLAIM_TTL_S = 120.0  # after which a claim whose owner did not go on may be taken over
 OVER = frozenset({"succeeded", "failed", "stopped", "lost", "refused", "skipped"})
@@ -18,7 +20,8 @@ class Hook(Typed):
     state: Literal["due", "calling", "done", "failed"] = "due"
     tries: int = 0
     owner: str | None = None
-    at: str | None = None
+    at: Stamp | None = None
+    next_at: Stamp | None = None
     error: str | None = None
 
 
@@ -46,7 +49,7 @@ class Firing(Typed):
 
     schema_version: Literal[1] = 1
     schedule: str
-    scheduled_time: str
+    scheduled_time: Stamp
     trigger: Literal["schedule", "manual"] = "schedule"
     state: Literal[
         "claimed", "submitted", "waiting", "succeeded", "failed", "stopped", "lost", "refused", "skipped"
@@ -56,17 +59,17 @@ class Firing(Typed):
     attempt: int = 1
     tries: int = 0
     owner: str | None = None
-    claimed_at: str | None = None
-    next_at: str | None = None
-    submitted_at: str | None = None
-    ended_at: str | None = None
+    claimed_at: Stamp | None = None
+    next_at: Stamp | None = None
+    submitted_at: Stamp | None = None
+    ended_at: Stamp | None = None
     address: str | None = None
     session: str | None = None
     seen_from: str | None = None
     output_uri: str | None = None
     job: dict[str, Any] | None = None
     reason: str | None = None
-    replaced_by: str | None = None
+    replaced_by: Stamp | None = None
     result: dict[str, Any] | None = None
     on_failure: Hook | None = None
 
@@ -97,7 +100,11 @@ class Firing(Typed):
     def hook_is_due(self, now: datetime) -> bool:
         """True if its `on_failure` is to be called now."""
         hook = self.on_failure
-        return hook is not None and (hook.state == "due" or (hook.state == "calling" and _expired(hook.at, now)))
+        if hook is None:
+            return False
+        if hook.state == "due":
+            return hook.next_at is None or moment(hook.next_at) <= now
+        return hook.state == "calling" and _expired(hook.at, now)
 
 
 def _expired(since: str | None, now: datetime) -> bool:
@@ -107,7 +114,7 @@ def _expired(since: str | None, now: datetime) -> bool:
 class Broken(Typed):
     """Why a schedule cannot fire: an object of the store is not valid, or no job came of its last tick."""
 
-    at: str
+    at: Stamp
     kind: Literal["store", "job"]
     error: str
 
@@ -126,6 +133,13 @@ class Progress(Typed):
     missed: int = 0
     broken: Broken | None = None
 
+    @field_validator("cursor")
+    @classmethod
+    def _tick_or_none(cls, value: str) -> str:
+        if value:
+            checked_stamp(stamp(tick_of(value)))
+        return value
+
 
 def key_of(tick: datetime) -> str:
     """A tick as part of an object's key; their order is the ticks'."""
@@ -138,7 +152,11 @@ def tick_of(key: str) -> datetime:
     Raises:
         ValueError: it is none.
     """
-    return datetime.strptime(key, _KEY).replace(tzinfo=UTC)
+    found = datetime.strptime(key, _KEY).replace(tzinfo=UTC)
+    if key_of(found) != key:
+        msg = f"{key!r}: no time; write it so: {key_of(found)}"
+        raise ValueError(msg)
+    return found
 
 
 def ended(firing: Firing, state: str, now: datetime, reason: str | None, **values: Any) -> Firing:

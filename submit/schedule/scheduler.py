@@ -8,7 +8,7 @@ over does nothing; `on_failure` alone may be called twice, if a scheduler dies j
 import secrets
 import socket
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from rayferry.job.errors import RayferryError
 from rayferry.submit import report, s3
@@ -25,13 +25,14 @@ from rayferry.submit.schedule.decide import (
     Submit,
     decide,
 )
-from rayferry.submit.schedule.definition import OnFailure, Schedule, stamp
+from rayferry.submit.schedule.definition import OnFailure, Schedule, moment, stamp
 from rayferry.submit.schedule.firing import claim, take_over
-from rayferry.submit.schedule.records import Broken, Firing, Progress, changed, ended, key_of, tick_of
+from rayferry.submit.schedule.records import Broken, Firing, Hook, Progress, changed, ended, key_of, tick_of
 from rayferry.submit.schedule.runs import Look, Runs, name_of
-from rayferry.submit.schedule.submitter import MAX_TRIES, Submitter, held_back, let_go, looked_at
+from rayferry.submit.schedule.submitter import MAX_TRIES, Submitter, held_back, let_go, looked_at, pause_s
 
 _BEHIND_S = 120
+_LEFT_S = 86_400  # for which a command waits for a scheduler that may run it
 
 
 class Scheduler:
@@ -69,6 +70,7 @@ class Scheduler:
         self._told: dict[str, str] = {}
         self.submitter = Submitter(runs, say)
         self.unseen: dict[tuple[str, datetime], datetime] = {}
+        self._left: set[tuple[str, datetime]] = set()
 
     def tend(self, name: str, now: datetime) -> int:
         """Does for one schedule what is to be done now; what is wrong with it alone is written down, not raised.
@@ -227,29 +229,43 @@ class Scheduler:
         self._say(f"{firing.schedule} {firing.scheduled_time}: {after.state}{why}")
         return True
 
+    def leaves_call(self, firing: Firing) -> bool:
+        """True if all that is left to do about it is a command that only others may run."""
+        return firing.is_over and (firing.schedule, firing.tick) in self._left
+
     def _notify(self, schedule: Schedule, entry: Entry[Firing], now: datetime) -> bool:
-        before = entry.value.on_failure
+        """Calls `on_failure`; False if that was left to another scheduler."""
+        firing, before = entry.value, entry.value.on_failure
         if before is None or schedule.on_failure is None:
-            after = changed(entry.value, on_failure=None)
-            return self.book.put_firing(after, entry.tag) is not None
+            return self.book.put_firing(changed(firing, on_failure=None), entry.tag) is not None
+        if schedule.on_failure.command is not None and not self._own_commands:
+            return self._leave(entry, before, now)
         calling = before.model_copy(update={"state": "calling", "owner": self.owner, "at": stamp(now)})
-        ours = self.book.put_firing(changed(entry.value, on_failure=calling.model_dump()), entry.tag)
+        ours = self.book.put_firing(changed(firing, on_failure=calling.model_dump()), entry.tag)
         if ours is None:
             return False
-        tries, error = before.tries + 1, None
+        after: dict[str, object] = {"state": "done", "tries": before.tries + 1, "error": None}
         try:
-            if schedule.on_failure.command is not None and not self._own_commands:
-                error = "commands of a shared store are run only by a scheduler with --allow-commands"
-            else:
-                self._call(schedule.on_failure, entry.value)
-        except RayferryError as problem:
-            error = str(problem)
-        state = "done" if error is None else "due" if tries < MAX_TRIES and self._own_commands else "failed"
-        if error is not None:
-            self._say(f"{schedule.name} {entry.value.scheduled_time}: on_failure: {error}")
-        after_call = calling.model_copy(update={"state": state, "tries": tries, "error": error})
-        self.book.put_firing(changed(entry.value, on_failure=after_call.model_dump()), ours.tag)
-        return True
+            self._call(schedule.on_failure, firing)
+        except RayferryError as error:
+            self._say(f"{schedule.name} {firing.scheduled_time}: on_failure: {error}")
+            is_last = before.tries + 1 >= MAX_TRIES
+            due = None if is_last else stamp(now + timedelta(seconds=pause_s(before.tries + 1)))
+            after |= {"state": "failed" if is_last else "due", "error": str(error), "next_at": due}
+        hook = calling.model_copy(update=after)
+        return self.book.put_firing(changed(firing, on_failure=hook.model_dump()), ours.tag) is not None
+
+    def _leave(self, entry: Entry[Firing], hook: Hook, now: datetime) -> bool:
+        """Leaves a command to a scheduler that may run it, for a day."""
+        firing = entry.value
+        text = "commands of a shared store are run only by a scheduler with --allow-commands"
+        if (firing.schedule, firing.tick) not in self._left:
+            self._left.add((firing.schedule, firing.tick))
+            self._say(f"{firing.schedule} {firing.scheduled_time}: on_failure: {text}")
+        if firing.ended_at is None or (now - moment(firing.ended_at)).total_seconds() <= _LEFT_S:
+            return False
+        given_up = hook.model_copy(update={"state": "failed", "error": f"{text}, and none came for a day"})
+        return self.book.put_firing(changed(firing, on_failure=given_up.model_dump()), entry.tag) is not None
 
     def _stop(self, entry: Entry[Firing], by: datetime, now: datetime) -> bool:
         firing = changed(entry.value, replaced_by=stamp(by))

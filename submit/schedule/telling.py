@@ -1,5 +1,6 @@
 """What people and scripts are told of a store."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from rayferry.job.errors import RayferryError
@@ -7,6 +8,7 @@ from rayferry.submit import s3
 from rayferry.submit.schedule import remote
 from rayferry.submit.schedule.adding import local_time, next_of
 from rayferry.submit.schedule.book import Book, CorruptError
+from rayferry.submit.schedule.decide import jitter
 from rayferry.submit.schedule.definition import Schedule, submission_id
 from rayferry.submit.schedule.firing import job_of
 from rayferry.submit.schedule.records import Firing, tick_of
@@ -46,12 +48,12 @@ def _last(book: Book, name: str, cursor: str) -> Firing | None:
     return None
 
 
-def scheduler(book: Book) -> dict[str, str] | None:
-    """The scheduler on a cluster, if the store has one; see `remote.state`."""
+def scheduler(book: Book) -> Mapping[str, str | None] | None:
+    """The scheduler on a cluster, if the store has one; see `remote.state`. With `error`, its record is not valid."""
     try:
         return remote.state(book)
     except RayferryError as error:
-        return {"submission_id": "", "address": "", "status": str(error)}
+        return {"submission_id": None, "address": None, "status": "BROKEN", "error": str(error)}
 
 
 def details(book: Book, schedule: Schedule, num: int) -> dict[str, Any]:
@@ -64,6 +66,7 @@ def details(book: Book, schedule: Schedule, num: int) -> dict[str, Any]:
 def _preview(schedule: Schedule, tick: Any) -> dict[str, Any]:
     value: dict[str, Any] = {
         "tick": local_time(schedule, tick),
+        "start": local_time(schedule, tick + jitter(schedule, tick)),
         "submission_id": submission_id(schedule, tick),
         "name": None,
         "input": None,
@@ -79,12 +82,6 @@ def _preview(schedule: Schedule, tick: Any) -> dict[str, Any]:
         "input": uri if isinstance(uri, str) else ", ".join(uri),
         "output": spec.output.uri,
     }
-
-
-def history(book: Book, name: str, num: int) -> list[Firing]:
-    """The last firings, oldest first."""
-    entries = [book.firing(name, tick) for tick in book.ticks(name)[-num:]]
-    return [entry.value for entry in entries if entry is not None]
 
 
 def history_row(firing: Firing) -> tuple[object, ...]:

@@ -1,8 +1,10 @@
 """When a schedule fires: a cron expression, in a time zone, across its changes of the clock.
 
-The expression is CronSim's, which takes what Debian's cron takes. What it is asked for depends on the hours:
+The expression is CronSim's, which takes what Debian's cron takes. What it is asked for depends on the hours (Debian's
+goes by real time for `*/2`, too, and whenever the minute begins with `*`):
 
-- Every hour (`*`): it goes by real time. An hour that is repeated has its ticks twice, one that is left out has none.
+- Every hour (`*`, `*/1`, `0-23`): it goes by real time. An hour that is repeated has its ticks twice, one that is left
+  out has none.
 - Certain hours: it goes by the clock on the wall. A time that is left out fires once, when the clock jumps; one that is
   repeated fires once, the first time.
 """
@@ -17,6 +19,8 @@ from cronsim import CronSim, CronSimError
 _NUM_FIELDS = 5
 _HOURS = 1
 _LOOK_BACK_DAYS = (1 / 24, 1.0, 32.0, 367.0, 9 * 366.0)  # 29 February may be eight years ago
+_DAYS_A_YEAR = 366
+_ALL_HOURS = set(range(24))
 _SECOND = timedelta(seconds=1)
 _PROBE = datetime(2024, 1, 1, tzinfo=UTC)  # any time will do: CronSim looks fifty years ahead
 
@@ -77,7 +81,8 @@ def fire_times(cron: str, where: ZoneInfo, after: datetime) -> Iterator[datetime
         after: with a time zone.
     """
     last = after.astimezone(UTC)
-    found = (_by_real_time if cron.split()[_HOURS] == "*" else _by_the_wall)(cron, where, last)
+    is_hourly = CronSim(cron, _PROBE.replace(tzinfo=None)).hours == _ALL_HOURS
+    found = (_by_real_time if is_hourly else _by_the_wall)(cron, where, last)
     for tick in found:
         if tick > last:  # a time that was left out falls together with others; a repeated one may lie before `after`
             last = tick
@@ -133,6 +138,20 @@ def last_ticks(
             yield ticks
         if start == after:
             return
+
+
+def repeated_times(cron: str, where: ZoneInfo, after: datetime) -> list[datetime]:
+    """The ticks of the hour that a clock which goes back within a year has twice; [] if there is none."""
+    low = after.astimezone(UTC)
+    for _ in range(_DAYS_A_YEAR):
+        high = low + timedelta(days=1)
+        back = _offset(low, where) - _offset(high, where)
+        if back > timedelta():
+            change = _change(low, high, where)
+            found = fire_times(cron, where, max(after, change - back - _SECOND))
+            return list(takewhile((change + back).__gt__, found))
+        low = high
+    return []
 
 
 def _instant(wall: datetime, where: ZoneInfo) -> datetime:

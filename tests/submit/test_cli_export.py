@@ -83,6 +83,23 @@ def test_the_store_and_the_program_are_those_that_were_said(rayferry, tmp_path):
     assert f"exec /opt/rayferry schedule run --once --store {tmp_path / 'store'}" in result.stdout
 
 
+def test_a_relative_program_becomes_absolute_for_this_machine_and_is_refused_for_others(
+    rayferry, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for target in ("cron", "systemd"):
+        assert f"{tmp_path}/bin/rayferry schedule run" in export(rayferry, target, "--program", "bin/rayferry").stdout
+    result = export(rayferry, "airflow", "--program", "bin/rayferry")
+    assert (result.exit_code, "give an absolute path" in result.stderr) == (2, True)
+
+
+def test_a_job_that_is_not_the_one_that_was_added_is_not_exported_to_kuberay(rayferry, objects, tmp_path):
+    path = tmp_path / "store" / "schedules" / "nightly.json"
+    path.write_text(path.read_text().replace("org/model", "org/other"))
+    result = export(rayferry, "kuberay", "--package-uri", URI)
+    assert (result.exit_code, "not the one that was added" in result.stderr, objects) == (2, True, {})
+
+
 def test_githubs_machines_do_not_see_a_folder(rayferry):
     result = export(rayferry, "github-actions")
     assert (result.exit_code, "keep it in S3" in result.stderr) == (2, True)

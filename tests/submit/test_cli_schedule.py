@@ -1,5 +1,7 @@
 import json
 import signal
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -48,7 +50,8 @@ def test_add_prints_the_name_and_tells_the_next_ticks(rayferry, dated, book):
 
 
 def test_add_again_changes_the_schedule_and_keeps_what_it_was(rayferry, dated, book):
-    rayferry("add", "nightly", dated, *DAILY)
+    added = rayferry("add", "nightly", dated, *DAILY)
+    assert added.exit_code == 0, added.stderr
     rayferry("pause", "nightly")
     before = book.schedule("nightly").value
     rayferry("add", "nightly", dated, *DAILY, "--jitter", "5m")
@@ -132,6 +135,89 @@ def test_a_corrupt_schedule_is_listed_as_broken_beside_the_others_and_can_be_rem
     assert rayferry("run", "--once").exit_code == 1
     assert rayferry("remove", "bad").exit_code == 0
     assert book.names() == ["good"]
+
+
+def test_history_shows_the_others_and_names_what_is_corrupt(rayferry, dated, book):
+    rayferry("add", "nightly", dated, *DAILY)
+    firing = Firing(schedule="nightly", scheduled_time="2026-01-01T18:00:00Z", state="failed", reason="the node died")
+    book.put_firing(firing, None)
+    for key in ("20260102T180000Z", "yesterday"):
+        book.store.put(f"firings/nightly/{key}.json", b"{", None)
+    result = rayferry("history", "nightly", "--json")
+    assert (result.exit_code, json.loads(result.stdout)) == (1, [firing.model_dump(mode="json")])
+    for key in ("20260102T180000Z", "yesterday"):
+        assert f"firings/nightly/{key}.json" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["pause", "add", "show"])
+@pytest.mark.parametrize("name", ["nightly", "odd name"])
+def test_a_corrupt_schedule_is_told_how_to_remove(rayferry, dated, book, command, name):
+    book.store.put(f"schedules/{name}.json", b"{", None)
+    if (command, name) == ("add", "odd name"):
+        pytest.skip("add refuses the name")
+    result = rayferry(*(("add", name, dated, *DAILY) if command == "add" else (command, name)))
+    assert result.exit_code == 1
+    assert f"rayferry schedule remove {name}" in result.stderr.replace("'", "")
+
+
+def test_a_corrupt_record_of_the_scheduler_is_told_in_words(rayferry, dated, book):
+    rayferry("add", "nightly", dated, *DAILY)
+    book.store.put("scheduler.json", b"{", None)
+    listed = rayferry("list")
+    assert "scheduler.json: not valid: not the record of a scheduler" in listed.stderr
+    assert "scheduler  on" not in listed.stderr
+    assert json.loads(rayferry("list", "--json").stdout)["scheduler"]["submission_id"] is None
+
+
+def test_add_again_tells_what_it_changes_by_options_that_are_not_given(rayferry, dated):
+    hook = ("--on-failure-webhook", "https://example.com/secret")
+    rayferry("add", "nightly", dated, *DAILY, "--jitter", "5m", "--overlap", "allow", *hook)
+    said = rayferry("add", "nightly", dated, *DAILY).stderr
+    for line in ("jitter was 5m, and is none now", "overlap was allow, and is forbid now", "on_failure was a webhook"):
+        assert line in said
+    assert "timezone was" not in said
+    assert "secret" not in said
+
+
+def test_show_has_the_time_at_which_a_run_starts_with_its_jitter(rayferry, dated):
+    rayferry("add", "nightly", dated, *DAILY, "--jitter", "5m")
+    shown = json.loads(rayferry("show", "nightly", "--next", 9, "--json").stdout)["next"]
+    assert all(one["tick"] <= one["start"] <= one["tick"].replace("02:00:00", "02:05:00") for one in shown)
+    assert any(one["tick"] < one["start"] for one in shown)
+    assert " start " in rayferry("show", "nightly").stdout
+
+
+def test_json_of_a_scheduler_in_the_foreground_is_wrong_usage(rayferry):
+    found = rayferry("run", "--json")
+    assert (found.exit_code, "--json is for --once and --on-cluster" in found.stderr) == (2, True)
+
+
+def test_history_looks_at_nothing_outside_of_the_firings(rayferry, dated, book):
+    rayferry("add", "nightly", dated, *DAILY)
+    found = rayferry("history", "../schedules")
+    assert (found.exit_code, "no schedule '../schedules'" in found.stderr) == (1, True)
+
+
+def test_add_refuses_an_output_that_is_the_same_where_the_clock_goes_back(rayferry, dated):
+    words = ("--cron", "0 * * * *", "--timezone", "America/New_York")
+    found = rayferry("add", "hourly", dated, *words)
+    assert found.exit_code == 2
+    assert f"{dated}: output.uri" in found.stderr
+    assert "T01:00:00-04:00 and at" in found.stderr
+    dated.write_text(dated.read_text().replace("%H%M", "%H%M%z"))
+    assert rayferry("add", "hourly", dated, *words).exit_code == 0
+
+
+def test_add_names_the_job_file_whose_template_fails(rayferry, dated):
+    dated.write_text(dated.read_text().replace("scheduled_time", "[][3]"))
+    found = rayferry("add", "nightly", dated, *DAILY)
+    assert found.exit_code == 2
+    assert f"{dated}: schedule nightly: output.uri: " in found.stderr
+
+
+def test_add_does_without_ray():
+    words = "import sys, rayferry.submit.schedule.adding; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", words], check=False).returncode == 0
 
 
 def test_pause_and_unpause(rayferry, dated, book):

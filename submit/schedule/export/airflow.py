@@ -64,7 +64,7 @@ def export(schedule: Schedule, starting: Starting) -> Export:
     )
     return Export(
         {f"rayferry_{_module(schedule.name)}.py": commented(told) + text},
-        (*_notes(starting, names), *starting.notes(schedule)),
+        (*_notes(starting, names), *starting.notes(schedule), *starting.notes_elsewhere(schedule)),
     )
 
 

@@ -25,8 +25,8 @@ def export(schedule: Schedule, starting: Starting) -> Export:
     told = (
         f"Rayferry schedule {schedule.name}: {schedule.cron} ({schedule.timezone})",
         "Looks what is due, in the schedule's own zone, and fires each tick once. One line is enough for all schedules",
-        f"of a store. Variables that Rayferry needs, one NAME=value a line: {path}",
+        f"of a store. Variables that Rayferry needs, one NAME='value' a line, in quotes: {path}",
     )
     text = f"{commented(told)}{field} * * * * {command.replace('%', _PERCENT)}\n"
-    notes = (f"put it into a crontab: crontab -l | cat - rayferry-{schedule.name}.cron | crontab -",)
+    notes = ("put the line into your crontab: crontab -e",)
     return Export({f"rayferry-{schedule.name}.cron": text}, (*notes, *starting.notes(schedule)))

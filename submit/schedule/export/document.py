@@ -39,5 +39,5 @@ def to_yaml(value: Any) -> str:
 
 
 def commented(lines: tuple[str, ...]) -> str:
-    """Lines as comments of shells, units, YAML and Python alike."""
-    return "".join(f"# {line}".rstrip() + "\n" for line in lines)
+    """Lines as comments of shells, units, YAML and Python alike; a line stays one, whatever is in it."""
+    return "".join(f"# {' '.join(line.split())}".rstrip() + "\n" for line in lines)

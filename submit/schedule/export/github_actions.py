@@ -58,7 +58,8 @@ def export(schedule: Schedule, starting: Starting) -> Export:
     told = (f"Rayferry schedule {schedule.name}: {schedule.cron} ({schedule.timezone})",)
     name = f".github/workflows/rayferry-{schedule.name}.yml"
     return Export(
-        {name: commented(told) + to_yaml(workflow)}, (*_notes(schedule, name, secrets), *starting.notes(schedule))
+        {name: commented(told) + to_yaml(workflow)},
+        (*_notes(schedule, name, secrets), *starting.notes(schedule), *starting.notes_elsewhere(schedule)),
     )
 
 

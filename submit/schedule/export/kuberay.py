@@ -128,7 +128,7 @@ def ray_cron_job(schedule: Schedule, packed: Packed, pods: Pods) -> Export:
         "spec": {
             "schedule": plain(fields),
             "timeZone": schedule.timezone,
-            "suspend": schedule.paused,
+            "suspend": False,  # a schedule is paused here so that KubeRay alone fires it
             "jobTemplate": _ray_job_spec(packed, pods, secret),
         },
     }
@@ -198,6 +198,8 @@ def _cron_notes(schedule: Schedule) -> Iterator[str]:
         "needs KubeRay 1.6 or later with RayCronJob switched on; the schedule here fires as well, unless it is paused: "
         f"rayferry schedule pause {schedule.name}"
     )
+    if schedule.paused:
+        yield "the schedule is paused here, and fires there: the manifest says suspend: false"
     if schedule.overlap != "allow":
         yield f"overlap {schedule.overlap}: KubeRay starts a tick whether or not the run before is over"
     if schedule.catch_up != "latest":

@@ -54,7 +54,7 @@ def export(schedule: Schedule, starting: Starting) -> Export:
     notes = (
         f"for a user: copy both into ~/.config/systemd/user/, then: systemctl --user enable --now {unit}.timer",
         "it runs while nobody is logged in after: loginctl enable-linger",
-        f"variables that Rayferry needs, one NAME=value a line: {environment_file(schedule, '~')}",
+        f"variables that Rayferry needs, one NAME='value' a line, in quotes: {environment_file(schedule, '~')}",
         *starting.notes(schedule),
     )
     return Export(files, notes)

@@ -33,6 +33,11 @@ def test_a_name_with_odd_characters_is_refused(schedule, name):
         ({"on_failure": {"webhook": "https://a/", "command": "true"}}, "give a webhook or a command"),
         ({"on_failure": {"webhook": "ftp://a/"}}, "write https://HOST/PATH"),
         ({"on_failure": {"webhook": "env:not a name"}}, "write https://HOST/PATH"),
+        ({"on_failure": {"webhook": "https://a/b c"}}, "without blanks"),
+        ({"on_failure": {"webhook": "https://a:b/"}}, "on_failure.webhook: .*[Pp]ort"),
+        ({"since": "yesterday"}, "since: 'yesterday': no time; write it so: 2027-01-31T02:00:00Z"),
+        ({"since": "0001-01-01T00:00:00Z"}, "since: .*no time"),
+        ({"created_at": "2026-3-1T12:00:00Z"}, "created_at: .*no time"),
         ({"track": True}, "no job_path to follow"),
         ({"crom": "x"}, "crom: unknown key; did you mean 'cron'"),
     ],
@@ -73,6 +78,48 @@ def test_a_template_over_columns_is_left_as_it_is(schedule):
 def test_a_template_that_fails_is_told_with_its_place(schedule, text):
     with pytest.raises(SpecError, match=r"output\.uri"):
         render(schedule(job=JOB | {"output": {"uri": text}}), TICK)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{{ [1][5] }}/{{ (1,)[3] }}", "output.uri"),
+        ("{{ 'a'.encode('latin-9000') }}", "it cannot be filled in"),
+        ("{{ 'x' | date }}", "date: 'x' is no time"),
+        ("{{ scheduled_time | date(1) }}", "date: 1 is no form of a time"),
+        ("{{ scheduled_time | shift(moons=1) | date }}", "shift takes weeks, days, hours, minutes"),
+        ("{{ scheduled_time | shift(1) | date }}", "shift takes weeks, days, hours, minutes"),
+        ("{{ scheduled_time | shift(days='1') | date }}", "shift takes weeks, days, hours, minutes"),
+        ("{{ " + "(" * 5000 + ")" * 5000 + " }}", "it cannot be filled in"),
+        ("{{ 'x' * 10 ** 18 }}", "it cannot be filled in"),
+        ("{% include 'x' %}", "it cannot be filled in"),
+    ],
+)
+def test_a_template_that_fails_in_any_way_is_told_by_schedule_and_place_in_plain_words(schedule, text, said):
+    with pytest.raises(SpecError) as caught:
+        render(schedule(job=JOB | {"output": {"uri": f"s3://bucket/{text}/"}}), TICK)
+    told = str(caught.value)
+    assert told.startswith("schedule nightly: output.uri: ")
+    assert said in told
+    assert not [word for word in ("strftime", "__new__", "_date", "_shift", "recursion", "loader") if word in told]
+
+
+@pytest.mark.parametrize(
+    ("changes", "path"),
+    [
+        ({"model": "m/{{ scheduled_time | date }}"}, "model"),
+        ({"runtime_env": {"env_vars": {"DAY": "{{scheduled_time}}"}}}, "runtime_env.env_vars.DAY"),
+        ({"input": {"uri": "s3://bucket/in/", "id_column": "{{- scheduled_time }}"}}, "input.id_column"),
+    ],
+)
+def test_the_scheduled_time_where_nobody_fills_it_in_is_refused(schedule, changes, path):
+    with pytest.raises(SpecError, match=f"schedule nightly: {path}: .* only name, input.uri and output.uri"):
+        render(schedule(job=JOB | changes), TICK)
+
+
+def test_a_job_that_is_not_the_one_that_was_added_is_refused(schedule):
+    with pytest.raises(SpecError, match="not the one that was added, by its sha256"):
+        render(schedule(job_sha256="0" * 64), TICK)
 
 
 def test_what_a_template_makes_must_be_valid(schedule):

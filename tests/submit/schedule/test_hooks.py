@@ -1,5 +1,6 @@
 import json
 import os
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -89,6 +90,40 @@ def test_a_webhook_that_refuses_is_told_without_its_url(server):
 def test_a_webhook_that_is_not_there_is_told():
     with pytest.raises(HookError, match=r"the webhook does not answer: .*refused"):
         call(OnFailure(webhook="http://127.0.0.1:9/hook"), FIRING)
+
+
+@pytest.fixture
+def mute():
+    """A server that answers with something that is no HTTP."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve():
+            with listening.accept()[0] as one:
+                one.recv(65_536)
+                one.sendall(b"hello, who is there?\r\n\r\n")
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield listening.getsockname()[1]
+        thread.join(10)
+
+
+def test_a_webhook_that_does_not_speak_http_is_told(mute):
+    with pytest.raises(HookError, match="the webhook does not answer: BadStatusLine"):
+        call(OnFailure(webhook=f"http://127.0.0.1:{mute}/hook"), FIRING)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/a secret", "http://127.0.0.1:9/secret\n", "http://a:secret/"])
+def test_a_variable_that_holds_no_url_is_told_without_its_value(monkeypatch, url):
+    monkeypatch.setenv("HOOK_URL", url)
+    with pytest.raises(HookError) as caught:
+        call(OnFailure(webhook="env:HOOK_URL"), FIRING)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_command_that_no_shell_takes_is_told():
+    with pytest.raises(HookError, match=r"the command: .*null byte"):
+        call(OnFailure(command="true\0"), FIRING)
 
 
 def test_a_command_gets_the_same_on_its_stdin(tmp_path):

@@ -4,7 +4,6 @@ from datetime import timedelta
 import pytest
 import yaml
 
-from rayferry.job.errors import SpecError
 from rayferry.submit.schedule import loop
 from rayferry.submit.schedule.runs import Look
 from rayferry.submit.schedule.scheduler import MAX_TRIES, Scheduler
@@ -125,60 +124,6 @@ def test_under_forbid_a_tick_of_a_run_that_goes_on_is_skipped(book, scheduler, r
     assert (firing.state, firing.reason) == ("skipped", f"{runs.started[0]} of an earlier tick is not over")
 
 
-@pytest.mark.parametrize("how", ["failed", "lost", "refused"])
-def test_on_failure_is_called_for_what_failed(book, scheduler, runs, schedule, calls, refusal, how):
-    one = schedule(cron="0 * * * *", on_failure={"command": "tell"}, job=JOB | {"retry": {"max_attempts": 1}})
-    book.put_schedule(one, None)
-    if how == "refused":
-        runs.trouble = [SpecError("no")]
-    scheduler.tend("nightly", minute(60))
-    if how == "failed":
-        runs.end(state="failed")
-    elif how == "lost":
-        runs.jobs.clear()
-    for seconds in (10, 20, 30):
-        scheduler.tend("nightly", minute(60, seconds))
-    assert [(hook.command, firing.state) for hook, firing in calls] == [("tell", how)]
-    assert book.firing("nightly", minute(60)).value.on_failure.state == "done"
-
-
-def test_on_failure_is_not_called_for_what_went_well_or_was_stopped(book, scheduler, runs, schedule, calls):
-    book.put_schedule(schedule(on_failure={"command": "tell"}), None)
-    for number, how in enumerate(("succeeded", "stopped"), 1):
-        scheduler.tend("nightly", minute(number))
-        runs.end(state=how)
-        scheduler.tend("nightly", minute(number, 10))
-        scheduler.tend("nightly", minute(number, 20))
-        assert state(book, number) == how
-    assert calls == []
-
-
-def test_a_call_that_fails_is_made_again_and_given_up(book, runs, schedule, refusal):
-    made = []
-
-    def call(hook, firing):
-        made.append(firing)
-        raise refusal
-
-    scheduler = Scheduler(book, runs, call=call, owner="one", say=print)
-    book.put_schedule(schedule(cron="0 * * * *", on_failure={"command": "tell"}), None)
-    runs.trouble = [SpecError("no")]
-    for seconds in range(0, 200, 10):
-        scheduler.tend("nightly", minute(60, seconds))
-    hook = book.firing("nightly", minute(60)).value.on_failure
-    assert (len(made), hook.state, hook.error) == (MAX_TRIES, "failed", "the cluster does not answer")
-
-
-def test_commands_of_a_shared_store_are_not_run_unasked(book, runs, schedule, calls):
-    scheduler = Scheduler(book, runs, call=lambda *given: calls.append(given), own_commands=False, say=print)
-    book.put_schedule(schedule(on_failure={"command": "tell"}), None)
-    runs.trouble = [SpecError("no")]
-    for seconds in (0, 10, 20):
-        scheduler.tend("nightly", minute(1, seconds))
-    assert calls == []
-    assert "--allow-commands" in book.firing("nightly", minute(1)).value.on_failure.error
-
-
 @pytest.fixture
 def tracked(book, schedule, tmp_path):
     path = tmp_path / "job.yaml"
@@ -256,6 +201,24 @@ def test_a_corrupt_object_breaks_its_schedule_alone_until_it_is_put_right(book, 
     loop.once(scheduler, lambda: minute(1, 30))
     assert book.progress("bad").value.broken is None
     assert state(book, 1, "bad") == "submitted"
+
+
+@pytest.mark.parametrize("place", ["schedule", "firing", "progress"])
+def test_an_odd_time_breaks_its_schedule_alone(book, scheduler, runs, schedule, place):
+    for name in ("bad", "good"):
+        book.put_schedule(schedule(name=name), None)
+    loop.once(scheduler, lambda: minute(1))
+    runs.end()
+    key, field = {
+        "schedule": ("schedules/bad.json", "since"),
+        "firing": ("firings/bad/20260301T120100Z.json", "scheduled_time"),
+        "progress": ("progress/bad.json", "cursor"),
+    }[place]
+    found = book.store.get(key) or (b"{}", None)
+    book.store.put(key, json.dumps(json.loads(found[0]) | {field: "soon"}).encode(), found[1])
+    loop.once(scheduler, lambda: minute(2))
+    assert state(book, 1, "good") == "succeeded"
+    assert scheduler.tend("bad", minute(3)) == 0
 
 
 def test_once_goes_on_as_long_as_there_is_something_to_do(book, scheduler, runs, schedule):

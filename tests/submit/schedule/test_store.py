@@ -127,6 +127,39 @@ def test_a_corrupt_object_is_told_by_its_place(book, kind, content):
         asked[kind]()
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({key: "soon"} for key in ("scheduled_time", "claimed_at", "next_at", "submitted_at", "ended_at")),
+        {"claimed_at": "2026-02-30T00:00:00Z"},
+        {"on_failure": {"state": "due", "next_at": "soon"}},
+        {"on_failure": {"state": "calling", "at": ""}},
+        {"scheduled_time": "2026-03-01T12:02:00Z"},
+        {"schedule": "other"},
+    ],
+)
+def test_a_firing_with_an_odd_time_or_of_another_tick_is_corrupt(book, changes):
+    value = {"schedule": "x", "scheduled_time": "2026-03-01T12:01:00Z"} | changes
+    book.store.put("firings/x/20260301T120100Z.json", json.dumps(value).encode(), None)
+    with pytest.raises(CorruptError, match=r"firings/x/20260301T120100Z\.json: not valid"):
+        book.firing("x", START + timedelta(minutes=1))
+
+
+@pytest.mark.parametrize("cursor", ["soon", "20260230T000000Z", "00010101T000000Z", "2026031T120000Z"])
+def test_progress_with_an_odd_cursor_is_corrupt(book, cursor):
+    book.store.put("progress/x.json", json.dumps({"cursor": cursor}).encode(), None)
+    with pytest.raises(CorruptError, match=r"progress/x\.json: not valid: cursor"):
+        book.progress("x")
+
+
+@pytest.mark.parametrize("name", ["other", "odd name"])
+def test_a_copy_of_a_schedule_under_another_name_is_corrupt_and_told_how_to_remove(book, schedule, name):
+    book.put_schedule(schedule(), None)
+    book.store.put(f"schedules/{name}.json", book.store.get("schedules/nightly.json")[0], None)
+    with pytest.raises(CorruptError, match=f"it is of 'nightly'.* rayferry schedule remove '?{name}'?$"):
+        book.schedule(name)
+
+
 def test_a_name_that_is_no_tick_is_told(book):
     book.store.put("firings/x/yesterday.json", b"{}", None)
     with pytest.raises(CorruptError, match=r"firings/x/yesterday.json: not the name of a firing"):

@@ -136,7 +136,7 @@ def test_a_schedule_under_another_name_is_corrupt_and_fires_nothing(book, schedu
     book.store.put("schedules/other.json", book.store.get("schedules/nightly.json")[0], None)
     scheduler.tend("other", minute(1))
     assert runs.started == []
-    assert "it is the schedule 'nightly', and not 'other'" in book.progress("other").value.broken.error
+    assert "it is of 'nightly'" in book.progress("other").value.broken.error
 
 
 def test_an_object_that_cannot_be_read_does_not_hold_up_the_others(book, scheduler, runs, schedule):

@@ -85,6 +85,12 @@ def test_the_next_tick_is_the_same_from_wherever_one_looks(name, change, cron):
         assert next_times(cron, where, after, 1) == [next(tick for tick in ticks if tick > after)]
 
 
+@pytest.mark.parametrize("hours", ["*/1", "0-23", "0-12,13-23"])
+def test_every_hour_is_every_hour_however_it_is_written(hours):
+    where, start = ZoneInfo("America/New_York"), datetime(2026, 11, 1, 3, tzinfo=UTC)
+    assert next_times(f"0 {hours} * * *", where, start, 6) == next_times("0 * * * *", where, start, 6)
+
+
 @pytest.mark.parametrize(
     ("cron", "after", "expected"),
     [

@@ -70,6 +70,21 @@ def test_variables_come_from_a_file_of_the_user(schedule, started, tmp_path):
     assert (found["RAY_API_SERVER_ADDRESS"], found["AWS_REGION"]) == ("http://head:8265", "eu-north-1")
 
 
+def test_a_value_in_quotes_arrives_as_it_is_and_the_file_is_told_to_have_them(schedule, started, tmp_path):
+    program, run = started
+    (text,) = crontab.export(schedule(), Starting("/srv/store", program)).files.values()
+    assert "one NAME='value' a line" in text
+    (tmp_path / ".config" / "rayferry").mkdir(parents=True)
+    url = "https://host/hook?a=1&b=$HOME"
+    (tmp_path / ".config" / "rayferry" / "nightly.env").write_text(f"HOOK_URL='{url}'\n")
+    assert run(line_of(schedule(), Starting("/srv/store", program))[1])["variables"]["HOOK_URL"] == url
+
+
+def test_no_note_names_a_file_that_may_not_have_been_written(schedule, starting):
+    made = crontab.export(schedule(), starting)
+    assert not [note for note in made.notes for name in made.files if name in note]
+
+
 def test_no_value_of_a_variable_is_in_it(schedule):
     made = crontab.export(schedule(), Starting("/srv/store", set_here=("AWS_SECRET_ACCESS_KEY",)))
     assert "AWS_SECRET_ACCESS_KEY" not in str(made)

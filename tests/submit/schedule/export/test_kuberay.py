@@ -208,7 +208,7 @@ def test_secrets_are_references_on_every_pod_and_never_values(secret, name, monk
 
 def test_a_ray_cron_job_is_the_schedule(schedule):
     made = cron_manifest(schedule, cron="30 2 * * MON-FRI", timezone="Asia/Shanghai", paused=True)["spec"]
-    assert (made["schedule"], made["timeZone"], made["suspend"]) == ("30 2 * * 1-5", "Asia/Shanghai", True)
+    assert (made["schedule"], made["timeZone"], made["suspend"]) == ("30 2 * * 1-5", "Asia/Shanghai", False)
     words = ["--resume", *Tick("nightly", "Asia/Shanghai").words]
     assert made["jobTemplate"]["entrypoint"].split() == ["python", "-m", "rayferry.job", "spec.json", *words]
     assert "rayferry_output_uri" not in made["jobTemplate"]["metadata"]
@@ -238,6 +238,7 @@ def test_an_expression_that_kuberay_would_read_otherwise_is_refused(schedule, cr
         ({"catch_up": "all"}, "catch_up all: of ticks that passed while its operator was down, KubeRay starts one"),
         ({"jitter": "5m"}, "jitter 5m: KubeRay has none"),
         ({"on_failure": {"command": "true"}}, "on_failure: nobody calls it"),
+        ({"paused": True}, "paused here, and fires there: the manifest says suspend: false"),
         ({}, "unless it is paused: rayferry schedule pause nightly"),
     ],
 )
