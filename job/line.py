@@ -20,7 +20,7 @@ class Waiting(NamedTuple, Generic[T]):
 
     Attributes:
         owner: whose it is.
-        index: its number among the owner's.
+        at: its number among the owner's.
         call: what is asked.
         number: of its coming.
         num_chars: length of its prompt.
@@ -29,7 +29,7 @@ class Waiting(NamedTuple, Generic[T]):
     """
 
     owner: T
-    index: int
+    at: int
     call: Call
     number: int
     num_chars: int = 0

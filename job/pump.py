@@ -200,13 +200,13 @@ class Pump:
                 self._called_at = time.monotonic()
                 try:
                     name = self._engine.add(one.call)
-                    self._running[name] = (one.owner, one.index)
+                    self._running[name] = (one.owner, one.at)
                     if self._budget:
                         self._budget.reserve(name, one.num_chars, one.tokens)
                     if self._request_timeout_s is not None:
                         self._added.append((time.monotonic(), name))
                 except RefusedError as refusal:
-                    one.owner.settle(one.index, refusal)
+                    one.owner.settle(one.at, refusal)
                 self._called_at = None
             if self._engine.is_busy():
                 return True

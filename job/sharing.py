@@ -48,7 +48,9 @@ class Room:
     def holds(self, number: int) -> bool:
         """True if each of so many engines has a KV cache for one sequence at least."""
         needed = self.model and self.model.cache_bytes(self.max_model_len)
-        return bool(self.model and needed) and _cache(self.gpu_bytes / number, self.model.num_bytes) >= (needed or 0)
+        if self.model is None or not needed:
+            return False
+        return _cache(self.gpu_bytes / number, self.model.num_bytes) >= needed
 
 
 def _cache(num_bytes: float, weight_bytes: float) -> float:

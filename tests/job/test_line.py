@@ -45,7 +45,7 @@ def test_a_call_comes_with_its_owner_its_number_and_its_sizes():
     line.add("x", calls("a", "bb"))
     line.add("y", [Call([1, 2, 3])])
     found = [take(line) for _ in range(3)]
-    assert [(one.owner, one.index) for one in found] == [("x", 0), ("x", 1), ("y", 0)]
+    assert [(one.owner, one.at) for one in found] == [("x", 0), ("x", 1), ("y", 0)]
     assert [(one.num_chars, one.tokens) for one in found] == [(1, 100), (2, 100), (12, 100)]
 
 
@@ -112,7 +112,7 @@ def test_what_begins_like_no_other_comes_last():
 def test_token_ids_and_messages_have_beginnings_too(several):
     line = Line(tokens_of)
     line.add("x", several)
-    assert [take(line).index for _ in range(3)] == [0, 2, 1]
+    assert [take(line).at for _ in range(3)] == [0, 2, 1]
 
 
 def test_those_that_come_are_put_in_where_they_belong(last):
