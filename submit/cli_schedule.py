@@ -141,6 +141,10 @@ def list_schedules(store: str | None, as_json: bool) -> None:
     if as_json:
         report.json_datum({"schema_version": 1, "store": book.store.uri, "schedules": rows, "scheduler": scheduler})
         return
+    if not rows:
+        report.note(
+            f"there are no schedules in {book.store.uri} (--store, RAYFERRY_SCHEDULES); to make one: schedule add"
+        )
     columns = ["name", "cron", "timezone", "state", "next", "last", "result", "error"]
     report.table(columns, [[row[column] for column in columns] for row in rows])
     if scheduler and "error" in scheduler:

@@ -274,3 +274,8 @@ def test_a_scheduler_in_the_foreground_ends_well(process, number):
     running.send_signal(number)
     rest = running.communicate(timeout=30)[1]
     assert (running.returncode, "Ctrl-C ends it" in line, "ended;" in rest) == (0, True, True), (line, rest)
+
+
+def test_a_store_without_schedules_is_named(rayferry, tmp_path):
+    found = rayferry("list", "--store", tmp_path / "mistyped")
+    assert (found.exit_code, f"there are no schedules in {tmp_path / 'mistyped'}" in found.stderr) == (0, True)
