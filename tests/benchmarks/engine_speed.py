@@ -7,12 +7,13 @@ MODELS is a folder with `smol/`, the checkpoint of SmolLM2-135M-Instruct, and `l
 Llama-2-7B's shape and a tokenizer. RESULTS gets the results of a row as JSON, of steps as lines of JSON.
 
 SIDE is `bare` (`LLM.generate` of all prompts), `rayferry` (the job's entrypoint; with values of the job file such as
-`batch_size=64` or `replicas=2`), `rayllm` (ray.data.llm, `batch` rows times `calls`) or `plain` (Ray
-Data, `LLM.generate` for each batch of 32). A model whose name has `shape` in it gets random weights. Every prompt has
-its own length and its own number of new tokens, sampled with temperature 0.8; `prefixes=64` puts one of so many long
-texts of `prefix_words` words before each, in random order. Output tokens a second, from the first engine that is ready
-to the last row in Parquet (bare: to the last answer in memory). `start_s` is from the start of the process to the first
-answer (bare: to the ready engine).
+`batch_size=64` or `replicas=2`), `submitted` (the same by `rayferry submit` to the head at RAY_API_SERVER_ADDRESS),
+`rayllm` (ray.data.llm, `batch` rows times `calls`) or `plain` (Ray Data, `LLM.generate` for each batch of 32). A model
+whose name has `shape` in it gets random weights. Every prompt has its own length and its own number of new tokens,
+sampled with temperature 0.8; `prefixes=64` puts one of so many long texts of `prefix_words` words before each, in
+random order. Output tokens a second, from the first engine that is ready to the last row in Parquet (bare: to the last
+answer in memory). `start_s` is from the start of the process to the first answer (bare: to the ready engine); the row
+`start` compares these, after one run that nobody counts. It starts a head of Ray on this machine and ends it.
 """
 
 import json
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -57,6 +59,15 @@ ROWS = {
         ["rayferry prefixes=64,prefix_words=3000", "bare prefixes=64,prefix_words=3000"],
         [1.5],
     ),
+    "prefixes-80": (  # with as much memory as a GPU of 80 GiB has, of one of 140
+        "llama2-7b-shape:2000",
+        [
+            "rayferry prefixes=64,prefix_words=3000,engine.gpu_memory_utilization=0.51",
+            "bare prefixes=64,prefix_words=3000,gpu_memory_utilization=0.51",
+        ],
+        [1.5],
+    ),
+    "start": ("llama2-7b-shape:64", ["submitted", "bare"], [1.1]),
     "plain": ("llama2-7b-shape:448", ["rayferry", "plain"], [5]),
     "replicas": ("llama2-7b-shape:8000", ["rayferry replicas=4", "rayferry"], [3.8]),
     "tp2": ("llama2-7b-shape:2000", ["rayferry engine.tensor_parallel_size=2", "bare tensor_parallel_size=2"], [0.97]),
@@ -85,7 +96,7 @@ def bare(model, rows, settings):
     """In this process."""
     from vllm import LLM, SamplingParams
 
-    options = engine_of(model) | {name: int(value) for name, value in settings.items()}
+    options = engine_of(model) | {name: value_of(value) for name, value in settings.items()}
     start = time.time()
     llm = LLM(model=model, **options)
     ready = time.time()
@@ -105,7 +116,17 @@ def value_of(text):
 
 
 def rayferry(model, rows, settings):
-    """The job's entrypoint, which starts a cluster of its own."""
+    """The job's entrypoint, which starts a cluster of its own unless RAY_ADDRESS names one."""
+    return _our_run(model, rows, settings, ["-m", "rayferry.job", "spec.json", "--submission-id", "run"])
+
+
+def submitted(model, rows, settings):
+    """The command, which goes through the Jobs API."""
+    return _our_run(model, rows, settings, ["-m", "rayferry.submit", "submit", "spec.json"])
+
+
+def _our_run(model, rows, settings, words):
+    """Writes the prompts and the job file to a folder, runs the command there, reads the manifest."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "in").mkdir()
@@ -114,48 +135,43 @@ def rayferry(model, rows, settings):
                 json.dumps({"text": row["text"], "sampling": {"max_tokens": row["tokens"]}}) for row in rows[at::FILES]
             ]
             (folder / "in" / f"{at:02d}.jsonl").write_text("\n".join(lines))
-        job = {
-            "model": model,
-            "input": {"uri": f"{folder}/in/", "sampling_column": "sampling"},
-            "output": {"uri": f"{folder}/out/", "rows_per_part": 256},
-            "sampling": SAMPLING,
-            "engine": engine_of(model),
-        }
-        for path, value in settings.items():
-            at = job
-            *parents, last = path.split(".")
-            for parent in parents:
-                at = at.setdefault(parent, {})
-            at[last] = value_of(value)
-        (folder / "spec.json").write_text(json.dumps(job))
+        (folder / "spec.json").write_text(json.dumps(_job(model, folder, settings)))
         start = time.time()
         log_path = Path(os.environ.get("OUT", name)) / f"rayferry-{time.time_ns()}.log"
         with log_path.open("wb") as log:
-            code = subprocess.run(
-                [sys.executable, "-m", "rayferry.job", "spec.json", "--submission-id", "run"],
-                cwd=folder,
-                stdout=log,
-                stderr=log,
-                check=False,
-            ).returncode
-        if code:
-            return {"exit": code, "log": log_path.read_text(errors="replace")[-600:]}
+            done = subprocess.run([sys.executable, *words], cwd=folder, stdout=log, stderr=log, check=False)
+        if done.returncode:
+            return {"exit": done.returncode, "log": log_path.read_text(errors="replace")[-600:]}
         whole = time.time() - start
         manifest = json.loads((folder / "out/_meta/manifest.json").read_text())
-        tokens = manifest["tokens"]["generated"]
-        assert manifest["counts"]["succeeded"] == len(rows), manifest["counts"]
-        speed = manifest["tokens_per_s"]
-        begun = whole - manifest["seconds"]["total"] + manifest["seconds"]["first_answer"]
-        told = {
-            name: manifest[name] for name in ("seconds", "prefix_cache_hit_rate", "gpu_seconds", "replicas", "engine")
-        }
-        return {
-            "load_s": manifest["seconds"]["load"],
-            "s": tokens / speed,
-            "tokens": tokens,
-            "whole_s": whole,
-            "start_s": begun,
-        } | told
+    seconds, tokens = manifest["seconds"], manifest["tokens"]["generated"]
+    assert manifest["counts"]["succeeded"] == len(rows), manifest["counts"]
+    told = {name: manifest[name] for name in ("seconds", "prefix_cache_hit_rate", "gpu_seconds", "replicas", "engine")}
+    return {
+        "load_s": seconds["load"],
+        "s": tokens / manifest["tokens_per_s"],
+        "tokens": tokens,
+        "whole_s": whole,
+        "start_s": whole - seconds["total"] + seconds["first_answer"],
+    } | told
+
+
+def _job(model, folder, settings):
+    """The job file."""
+    job = {
+        "model": model,
+        "input": {"uri": f"{folder}/in/", "sampling_column": "sampling"},
+        "output": {"uri": f"{folder}/out/", "rows_per_part": 256},
+        "sampling": SAMPLING,
+        "engine": engine_of(model),
+    }
+    for path, value in settings.items():
+        at = job
+        *parents, last = path.split(".")
+        for parent in parents:
+            at = at.setdefault(parent, {})
+        at[last] = value_of(value)
+    return job
 
 
 def rayllm(model, rows, settings):
@@ -245,7 +261,21 @@ def plain(model, rows, _settings):
     return {"load_s": ready - start, "s": end - ready, "tokens": sum(table.column("tokens").to_pylist())}
 
 
-SIDES = {"bare": bare, "rayferry": rayferry, "rayllm": rayllm, "plain": plain}
+SIDES = {"bare": bare, "rayferry": rayferry, "submitted": submitted, "rayllm": rayllm, "plain": plain}
+
+
+@contextmanager
+def _head():
+    """A head of Ray with its Jobs API, for what is submitted."""
+    ray = [sys.executable, "-m", "ray.scripts.scripts"]
+    start = ["start", "--head", "--disable-usage-stats", "--dashboard-host=127.0.0.1", "--dashboard-port=8265"]
+    subprocess.run([*ray, *start], check=True, stdout=subprocess.DEVNULL)
+    os.environ["RAY_API_SERVER_ADDRESS"] = "http://127.0.0.1:8265"
+    try:
+        yield
+    finally:
+        del os.environ["RAY_API_SERVER_ADDRESS"]
+        subprocess.run([*ray, "stop"], check=True, stdout=subprocess.DEVNULL)
 
 
 def run(step):
@@ -264,12 +294,17 @@ def run(step):
 def compare(folder, name):
     """A row of the table: what each side came to, and the ratio to each of the others."""
     workload_, sides, aims = ROWS[name]
-    results = []
-    for side in sides:
-        kind, _, settings = side.partition(" ")
-        settings = settings or ("batch=128,calls=16" if kind == "rayllm" else "")
-        results.append(run(f"{kind}:{folder}/{workload_}" + (f":{settings}" if settings else "")))
-    ours, *theirs = [result.get("tokens_per_s") for result in results]
+    value, results = "tokens_per_s", []
+    with ExitStack() as stack:
+        if name == "start":
+            value = "start_s"
+            stack.enter_context(_head())
+            run(f"bare:{folder}/{workload_}")  # the caches of both
+        for side in sides:
+            kind, _, settings = side.partition(" ")
+            settings = settings or ("batch=128,calls=16" if kind == "rayllm" else "")
+            results.append(run(f"{kind}:{folder}/{workload_}" + (f":{settings}" if settings else "")))
+    ours, *theirs = [result.get(value) for result in results]
     ratios = [round(ours / other, 3) if ours and other else None for other in theirs]
     for side, ratio, aim in zip(sides[1:], ratios, aims, strict=True):
         print(f"RATIO {name}: {ratio} of {side} (the aim is {aim})", flush=True)
