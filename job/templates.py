@@ -85,12 +85,13 @@ def _refuse_misplaced(job: Mapping[str, Any]) -> None:
             raise SpecError(msg)
 
 
-def _has_mark(text: str) -> bool:
+def has_mark(text: str) -> bool:
+    """True if Jinja takes a part of it for a template."""
     return any(mark in text for mark in _MARKS)
 
 
 def _text(text: str, path: str, values: Mapping[str, Any]) -> str:
-    if not _has_mark(text):
+    if not has_mark(text):
         return text
     environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
     environment.filters |= {"date": _date, "shift": _shift}

@@ -212,11 +212,14 @@ def unpause(name: str, store: str | None, as_json: bool) -> None:
 def remove(name: str, store: str | None, as_json: bool) -> None:
     """Remove a schedule; what runs goes on, and its history stays."""
     from rayferry.submit import report
+    from rayferry.submit.schedule import telling
 
     book = book_of(store)
     if name not in book.names():
         found(book, name)
     book.remove_schedule(name)
+    for line in telling.left_open(book, name):
+        report.note(line)
     report.json_datum({"name": name, "removed": True}) if as_json else report.datum(name)
 
 

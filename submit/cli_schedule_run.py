@@ -24,7 +24,6 @@ def trigger(name: str, address: Flags, store: str | None, as_json: bool) -> None
     from rayferry.submit import report
     from rayferry.submit.schedule.adding import trigger_now
     from rayferry.submit.schedule.records import BAD
-    from rayferry.submit.schedule.runs import name_of
     from rayferry.submit.schedule.scheduler import Scheduler
     from rayferry.submit.transport import NotKnownError
 
@@ -37,7 +36,7 @@ def trigger(name: str, address: Flags, store: str | None, as_json: bool) -> None
     if firing.state == "submitted" and firing.submitted_at is None:
         msg = f"{name}: {firing.reason}"
         raise NotKnownError(msg)
-    report.json_datum(firing.model_dump(mode="json")) if as_json else report.datum(name_of(firing))
+    report.json_datum(firing.model_dump(mode="json")) if as_json else report.datum(firing.latest_submission_id)
 
 
 @click.command("give-up")

@@ -171,11 +171,9 @@ def give_up(book: Book, name: str, submission_id: str, now: datetime | None = No
     Raises:
         RayferryError: there is no such firing, or it is over, or somebody else changed it just now.
     """
-    from rayferry.submit.schedule.runs import name_of  # noqa: PLC0415  # it imports Ray
-
     for tick in reversed(book.ticks(name)):
         entry = book.firing(name, tick)
-        if entry is None or submission_id not in {entry.value.submission_id, name_of(entry.value)}:
+        if entry is None or submission_id not in {entry.value.submission_id, entry.value.latest_submission_id}:
             continue
         if entry.value.is_over:
             msg = f"{submission_id} is over already: {entry.value.state}"

@@ -11,7 +11,6 @@ from typing import Any
 from rayferry.job.errors import RayferryError
 from rayferry.submit.schedule.definition import UNFIT_FOR_URL, OnFailure
 from rayferry.submit.schedule.records import Firing
-from rayferry.submit.schedule.runs import name_of
 
 SCHEMA_VERSION = 1
 TIMEOUT_S = 30.0
@@ -32,7 +31,7 @@ def payload(firing: Firing) -> dict[str, Any]:
         "trigger": firing.trigger,
         "state": firing.state,
         "reason": firing.reason,
-        "submission_id": name_of(firing) if firing.submission_id else None,
+        "submission_id": firing.latest_submission_id if firing.submission_id else None,
         "attempts": firing.attempt,
         "address": firing.address,
         "output_uri": firing.output_uri,

@@ -11,7 +11,6 @@ from rayferry.submit.schedule import times
 from rayferry.submit.schedule.definition import Schedule, moment, stamp
 from rayferry.submit.schedule.loop import EVERY_S, now
 from rayferry.submit.schedule.records import BAD, Firing, tick_of
-from rayferry.submit.schedule.runs import name_of
 from rayferry.submit.schedule.scheduler import Scheduler
 from rayferry.submit.transport import NotKnownError
 
@@ -71,8 +70,8 @@ def follow(
             return Followed(None, reason)
         since = scheduler.unseen.get((name, tick))
         if entry is not None and since is not None and (clock() - since).total_seconds() > _SILENT_S:
-            told = f"{name_of(entry.value)}: not known how it stands: {entry.value.reason}"
-            msg = f"{told}; to wait for it no more: rayferry schedule give-up {name} {name_of(entry.value)}"
+            told = f"{entry.value.latest_submission_id}: not known how it stands: {entry.value.reason}"
+            msg = f"{told}; to wait for it no more: rayferry schedule give-up {name} {entry.value.latest_submission_id}"
             raise NotKnownError(msg)
         pause(EVERY_S)
 

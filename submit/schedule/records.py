@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator
 
+from rayferry.job.earlier import attempt_id
 from rayferry.job.typed import Typed
 from rayferry.submit.schedule.definition import Stamp, checked_stamp, moment, stamp
 
@@ -77,6 +78,11 @@ class Firing(Typed):
     def tick(self) -> datetime:
         """The scheduled time."""
         return moment(self.scheduled_time)
+
+    @property
+    def latest_submission_id(self) -> str:
+        """The submission id of its last attempt, "" if it has none."""
+        return attempt_id(self.submission_id or "", self.attempt)
 
     @property
     def has_begun(self) -> bool:

@@ -114,7 +114,7 @@ class RayRuns:
             self.place(firing, None)
             msg = "no cluster answered when it was to be submitted"
             raise UnreachableError(msg)
-        name = name_of(firing)
+        name = firing.latest_submission_id
         address, is_there = self._asked(firing, lambda address: (address, _has(self._cluster(address), name)))
         if not is_there and not _has_begun(spec, name):
             later = firing.attempt > 1
@@ -125,7 +125,7 @@ class RayRuns:
 
     def look(self, firing: Firing) -> Look:
         """See `Runs`."""
-        name = name_of(firing)
+        name = firing.latest_submission_id
         try:
             return self._asked(firing, lambda address: _look(self._cluster(address), name))
         except NoSuchJobError:
@@ -135,7 +135,7 @@ class RayRuns:
 
     def stop(self, firing: Firing) -> None:
         """See `Runs`."""
-        self._asked(firing, lambda address: self._cluster(address).stop(name_of(firing)))
+        self._asked(firing, lambda address: self._cluster(address).stop(firing.latest_submission_id))
 
     def _asked(self, firing: Firing, ask: Callable[[Address], T]) -> T:
         """What the firing's cluster answers.
@@ -155,7 +155,7 @@ class RayRuns:
             own = self._same(firing)
         if own is None:
             where = f", as {firing.seen_from} sees it" if firing.seen_from else ""
-            msg = f"{name_of(firing)}: its cluster is {firing.address}{where}; it cannot be asked from here"
+            msg = f"{firing.latest_submission_id}: its cluster is {firing.address}{where}; it cannot be asked from here"
             raise UnreachableError(msg)
         return ask(own)
 
@@ -176,11 +176,6 @@ class RayRuns:
             with self._lock:
                 self._clusters[address.url] = found
         return found
-
-
-def name_of(firing: Firing) -> str:
-    """The submission id of a firing's last attempt."""
-    return attempt_id(firing.submission_id or "", firing.attempt)
 
 
 def _spec(firing: Firing) -> JobSpec:

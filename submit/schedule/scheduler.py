@@ -28,7 +28,7 @@ from rayferry.submit.schedule.decide import (
 from rayferry.submit.schedule.definition import OnFailure, Schedule, moment, stamp
 from rayferry.submit.schedule.firing import claim, take_over
 from rayferry.submit.schedule.records import Broken, Firing, Hook, Progress, changed, ended, key_of, tick_of
-from rayferry.submit.schedule.runs import Look, Runs, name_of
+from rayferry.submit.schedule.runs import Look, Runs
 from rayferry.submit.schedule.submitter import MAX_TRIES, Submitter, held_back, let_go, looked_at, pause_s
 
 _BEHIND_S = 120
@@ -145,7 +145,9 @@ class Scheduler:
             self.unseen.pop((name, tick), None)
         elif (name, tick) not in self.unseen:
             self.unseen[name, tick] = now
-            self._say(f"{name} {firing.scheduled_time}: {name_of(firing)}: not known how it stands: {look.reason}")
+            self._say(
+                f"{name} {firing.scheduled_time}: {firing.latest_submission_id}: not known how it stands: {look.reason}"
+            )
             after = changed(firing, reason=look.reason) if firing.reason is None else None
         if look.standing == "running" and (firing.reason is not None or firing.submitted_at is None):
             after = changed(firing, reason=None, submitted_at=firing.submitted_at or stamp(now))

@@ -13,7 +13,7 @@ from rayferry.submit.schedule.decide import GRACE_S, in_the_way, is_of_before, j
 from rayferry.submit.schedule.definition import Schedule, stamp
 from rayferry.submit.schedule.firing import hook_of
 from rayferry.submit.schedule.records import BAD, Firing, changed, ended
-from rayferry.submit.schedule.runs import Look, Runs, name_of
+from rayferry.submit.schedule.runs import Look, Runs
 from rayferry.submit.schedule.times import fire_times
 from rayferry.submit.transport import ClusterError, NotKnownError, UnreachableError
 
@@ -61,7 +61,7 @@ class Submitter:
             self._say(f"{which}: {doubt}: {error}")
             return after
         then = now + timedelta(seconds=time.monotonic() - began)
-        self._say(f"{which}: submitted {name_of(firing)}")
+        self._say(f"{which}: submitted {firing.latest_submission_id}")
         return changed(firing, state="submitted", submitted_at=stamp(then), address=address, reason=None)
 
 

@@ -5,14 +5,14 @@ from typing import Any
 
 from rayferry.job.errors import RayferryError
 from rayferry.submit import s3
-from rayferry.submit.schedule import remote
 from rayferry.submit.schedule.adding import local_time, next_of
 from rayferry.submit.schedule.book import Book, CorruptError
 from rayferry.submit.schedule.decide import jitter
 from rayferry.submit.schedule.definition import Schedule, submission_id
 from rayferry.submit.schedule.firing import job_of
 from rayferry.submit.schedule.records import Firing, tick_of
-from rayferry.submit.schedule.runs import name_of
+
+_LATEST = 100  # firings that are looked at when a schedule goes
 
 
 def overview(book: Book, name: str) -> dict[str, Any]:
@@ -51,6 +51,10 @@ def _last(book: Book, name: str, cursor: str) -> Firing | None:
 def scheduler(book: Book) -> Mapping[str, str | None] | None:
     """The scheduler on a cluster, if the store has one; see `remote.state`. With `error`, its record is not valid."""
     try:
+        if book.remote() is None:
+            return None
+        from rayferry.submit.schedule import remote  # noqa: PLC0415  # it imports Ray
+
         return remote.state(book)
     except RayferryError as error:
         return {"submission_id": None, "address": None, "status": "BROKEN", "error": str(error)}
@@ -87,5 +91,17 @@ def _preview(schedule: Schedule, tick: Any) -> dict[str, Any]:
 def history_row(firing: Firing) -> tuple[object, ...]:
     """A firing in a row of a table."""
     tick = firing.scheduled_time + (" (trigger)" if firing.trigger == "manual" else "")
-    name = name_of(firing) if firing.submission_id else None
+    name = firing.latest_submission_id if firing.submission_id else None
     return tick, firing.state, name, firing.attempt, firing.output_uri, firing.reason
+
+
+def left_open(book: Book, name: str) -> list[str]:
+    """Of a schedule that was removed, what becomes of its latest firings that are not over: a line for each."""
+    firings = [firing for firing in book.last_firings(name, _LATEST)[0] if not firing.is_over]
+    return [
+        f"{firing.scheduled_time}: {firing.latest_submission_id} goes on, followed by no scheduler any more; "
+        f"how it stands: rayferry status {firing.latest_submission_id}"
+        if firing.submitted_at
+        else f"{firing.scheduled_time}: was not submitted yet, and will not be"
+        for firing in firings
+    ]

@@ -137,6 +137,36 @@ def test_a_corrupt_schedule_is_listed_as_broken_beside_the_others_and_can_be_rem
     assert book.names() == ["good"]
 
 
+def test_remove_tells_what_becomes_of_firings_that_are_not_over(rayferry, dated, book):
+    rayferry("add", "nightly", dated, *DAILY)
+    for day, values in enumerate(
+        [{"state": "succeeded"}, {"state": "submitted", "attempt": 2}, {"state": "waiting"}], 1
+    ):
+        time = f"2026-01-0{day}T18:00:00Z"
+        submitted = time if values["state"] == "submitted" else None
+        firing = Firing(schedule="nightly", scheduled_time=time, submission_id=f"n-{day}", submitted_at=submitted)
+        book.put_firing(firing.model_copy(update=values), None)
+    removed = rayferry("remove", "nightly")
+    assert (removed.exit_code, removed.stdout) == (0, "nightly\n")
+    going, unsent = removed.stderr.splitlines()
+    assert "2026-01-02T18:00:00Z: n-2-a2 goes on" in going
+    assert going.endswith("rayferry status n-2-a2")
+    assert "2026-01-03T18:00:00Z: was not submitted yet, and will not be" in unsent
+
+
+@pytest.mark.parametrize("words", [("list",), ("show", "nightly"), ("history", "nightly")])
+def test_what_only_reads_the_store_does_not_wait_for_ray(rayferry, dated, book, words):
+    rayferry("add", "nightly", dated, *DAILY)
+    firing = Firing(schedule="nightly", scheduled_time="2026-01-01T18:00:00Z", state="failed", reason="the node died")
+    book.put_firing(firing, None)
+    code = (
+        "import sys; from rayferry.submit.cli import main; "
+        f"main({['schedule', *words]!r}, standalone_mode=False); sys.exit('ray' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_history_shows_the_others_and_names_what_is_corrupt(rayferry, dated, book):
     rayferry("add", "nightly", dated, *DAILY)
     firing = Firing(schedule="nightly", scheduled_time="2026-01-01T18:00:00Z", state="failed", reason="the node died")

@@ -3,6 +3,7 @@
 Source: https://airflow.apache.org/docs/apache-airflow/stable/authoring-and-scheduling/timetable.html
 """
 
+from rayferry.job import templates
 from rayferry.job.errors import SpecError
 from rayferry.submit import s3
 from rayferry.submit.schedule.definition import Schedule, moment
@@ -11,7 +12,6 @@ from rayferry.submit.schedule.export.fields import parse, plain
 from rayferry.submit.schedule.export.starting import Starting, shell
 
 _MAX_ACTIVE_RUNS = 16  # Airflow's own
-_JINJA = ("{{", "{%", "{#")
 _MODULE = """
 import pendulum
 from airflow.providers.standard.operators.bash import BashOperator
@@ -44,7 +44,7 @@ def export(schedule: Schedule, starting: Starting) -> Export:
         SpecError: a path in the command would be taken for a template of Airflow's.
     """
     command = "exec " + shell(starting.follow(schedule))
-    if any(mark in command for mark in _JINJA):
+    if templates.has_mark(command):
         raise SpecError(f"{schedule.name}: Airflow would take a part of this for a template: {command}; rename it")
     names = starting.variables(schedule)
     since = moment(schedule.since)

@@ -7,7 +7,7 @@ import pytest
 from rayferry.job.errors import RayferryError
 from rayferry.submit.schedule.book import Book
 from rayferry.submit.schedule.definition import make, sha256_of
-from rayferry.submit.schedule.runs import Look, name_of
+from rayferry.submit.schedule.runs import Look
 from rayferry.submit.schedule.scheduler import Scheduler
 from rayferry.submit.schedule.store import open_store
 
@@ -71,17 +71,17 @@ class FakeRuns:
     def start(self, firing):
         if self.trouble:
             raise self.trouble.pop(0)
-        if name_of(firing) not in self.jobs:
-            self.started.append(name_of(firing))
-            self.jobs[name_of(firing)] = Look("running")
+        if firing.latest_submission_id not in self.jobs:
+            self.started.append(firing.latest_submission_id)
+            self.jobs[firing.latest_submission_id] = Look("running")
         return "http://head:8265"
 
     def look(self, firing):
-        return self.jobs.get(name_of(firing), Look("forgotten"))
+        return self.jobs.get(firing.latest_submission_id, Look("forgotten"))
 
     def stop(self, firing):
-        self.stopped.append(name_of(firing))
-        self.jobs[name_of(firing)] = Look("over", "stopped")
+        self.stopped.append(firing.latest_submission_id)
+        self.jobs[firing.latest_submission_id] = Look("over", "stopped")
 
     def end(self, number=-1, state="succeeded", **values):
         """Ends one of those that were started."""

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from rayferry.submit.schedule.book import Book
-from rayferry.submit.schedule.runs import Look, name_of
+from rayferry.submit.schedule.runs import Look
 from rayferry.submit.schedule.scheduler import Scheduler
 from rayferry.submit.schedule.store import open_store
 
@@ -99,7 +99,7 @@ class Jobs:
 
     def start(self, firing):
         self._step()
-        world, name = self._world, name_of(firing)
+        world, name = self._world, firing.latest_submission_id
         world.asked[name] += 1
         if name not in world.jobs:
             world.jobs[name] = world.now + timedelta(seconds=world.random.randint(5, world.longest_s))
@@ -111,7 +111,7 @@ class Jobs:
 
     def look(self, firing):
         self._step()
-        is_over = self._world.jobs[name_of(firing)] <= self._world.now
+        is_over = self._world.jobs[firing.latest_submission_id] <= self._world.now
         return Look("over", "succeeded") if is_over else Look("running")
 
     def stop(self, firing):
