@@ -117,7 +117,24 @@ def greedy_job(job_file):
 @pytest.fixture(scope="session")
 def late_job(job_file):
     """A job that its own `timeout` ended."""
-    return run("submit", job_file("late", timeout="15s", **LONG), "--submission-id", "late")
+    return run("submit", job_file("late", timeout="25s", **LONG), "--submission-id", "late")
+
+
+@pytest.fixture(scope="session")
+def too_many_errors(job_file, checkpoints):
+    """A finished job of three rows, one of which is too long to be classified."""
+    texts = [{"text": "a good film"}, {"text": "word " * 400}, {"text": "a bad one"}]
+    uri = "s3://rayferry/e2e/errors/rows/"
+    path = job_file(
+        "errors",
+        task="classify",
+        model=str(checkpoints / "classifier"),
+        input={"uri": uri},
+        sampling={},
+        engine={"max_model_len": 128, "dtype": "float32", "enforce_eager": True},
+    )
+    s3.write_bytes(f"{uri}rows.jsonl", "\n".join(map(json.dumps, texts)).encode())
+    return run("submit", path, "--submission-id", "errors")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -21,13 +21,6 @@ def failed(job_file):
 
 
 @pytest.fixture(scope="module")
-def too_many_errors(job_file):
-    """A job whose rows all lack the column."""
-    path = job_file("errors", input={"uri": "s3://rayferry/e2e/errors/in/", "column": "nothing"})
-    return run("submit", path, "--submission-id", "errors", "--skip", "rows")
-
-
-@pytest.fixture(scope="module")
 def around_a_stop(job_file):
     """How three commands ended: a `submit`, a `stop` that did not wait for the end, and one that did."""
     process = follow("submit", job_file("stopped", **LONG), "--submission-id", "stopped")

@@ -23,7 +23,7 @@ TASKS = {
     "generate": ("formats", {"generated_text", "finish_reason", "num_generated_tokens"}),
     "chat": ("person", {"generated_text", "finish_reason", "num_generated_tokens"}),
     "embed": ("openai-embed", {"embedding", "embeddings"}),
-    "classify": ("classify", {"label", "probs"}),
+    "classify": ("errors", {"label", "probs"}),
     "score": ("score", {"score"}),
 }
 
@@ -46,7 +46,7 @@ def rows_of(name):
 
 
 @pytest.fixture(scope="module")
-def jobs(job_file, checkpoints, embedded):
+def jobs(job_file, checkpoints, embedded, too_many_errors):
     """A finished job for every task."""
     base = "s3://rayferry/e2e/formats/rows/"
     one_line = [prompt for prompt in PROMPTS if "\n" not in prompt]
@@ -64,10 +64,6 @@ def jobs(job_file, checkpoints, embedded):
     done["person"] = submit(job_file, "person", people, task="chat", sampling=person)
     texts = [{"text": "a good film"}, {"text": "word " * 400}, {"text": "a bad one"}]
     small = {"max_model_len": 128, "dtype": "float32", "enforce_eager": True}
-    done["classify"] = submit(
-        job_file, "classify", texts, task="classify", model=str(checkpoints / "classifier"), sampling={}, engine=small,
-        on_error={"max_error_rate": 0.5},
-    )  # fmt: skip
     done["score"] = submit(
         job_file, "score", [row | {"document": "a text"} for row in texts], task="score", sampling={}, engine=small,
         model=str(checkpoints / "scorer"), on_error={"prompt_too_long": "truncate_right"},
@@ -119,13 +115,13 @@ def test_every_answer_of_a_json_schema_job_satisfies_the_schema(jobs):
 
 def test_a_label_is_the_models_own_name_of_the_likeliest_class(jobs):
     names = ["bad", "so-so", "good"]
-    rows = rows_of("classify")
+    rows = rows_of("errors")
     assert [row["label"] for row in rows] == [names[row["probs"].index(max(row["probs"]))] for row in rows]
     assert [sum(row["probs"]) for row in rows] == pytest.approx([1.0] * 2)
 
 
 def test_a_prompt_too_long_is_a_row_of_errors_at_stage_length(jobs):
-    assert collect.read_manifest("s3://rayferry/e2e/classify/out/")["errors"] == {"length": 1}
+    assert collect.read_manifest("s3://rayferry/e2e/errors/out/")["errors"] == {"length": 1}
 
 
 def test_a_prompt_too_long_is_cut_where_the_job_says_so(jobs):

@@ -139,8 +139,12 @@ def test_two_replicas_find_the_row_that_kills_their_engines(carry_out):
 @pytest.mark.parametrize(
     ("word", "reason"),
     [
-        ("raise once", "the engine died: RuntimeError: illegal memory access"),
-        ("hang once", "the engine died: TimeoutError: it hangs: no step ended in 2 s (retry.engine_timeout)"),
+        pytest.param("raise once", "the engine died: RuntimeError: illegal memory access", marks=pytest.mark.slow),
+        pytest.param(
+            "hang once",
+            "the engine died: TimeoutError: it hangs: no step ended in 2 s (retry.engine_timeout)",
+            marks=pytest.mark.slow,
+        ),
         ("kill once", "its process ended without a word: a crash, the kernel's or Ray's memory limit, or a lost node"),
     ],
 )
