@@ -15,6 +15,7 @@ from rayferry.job.errors import SpecError
 
 _MARKS = ("{{", "{%", "{#")
 _TIME = re.compile(r"\{\{-?\s*scheduled_time\b")
+_CODE = re.compile("%[-_0^#]?[aAbBcCdDefFgGhHIjklmMnpPrRsStTuUVwWxXyYzZ%]")  # what strftime fills in
 _UNITS = ("weeks", "days", "hours", "minutes")
 
 
@@ -35,7 +36,7 @@ def fill(job: object, name: str, scheduled_time: datetime) -> Any:
     values = {"scheduled_time": scheduled_time, "schedule": name}
     try:
         _refuse_misplaced(filled)
-        for place, key, path in _places(filled):
+        for place, key, path in places(filled):
             if isinstance(place[key], str):
                 place[key] = _text(place[key], path, values)
     except SpecError as error:
@@ -47,14 +48,14 @@ def fill(job: object, name: str, scheduled_time: datetime) -> Any:
 def put_back(job: dict[str, Any], templates: Mapping[str, Any]) -> dict[str, Any]:
     """`job`, which was made of `templates` and is valid, with the templates in it again."""
     kept = deepcopy(dict(templates))
-    theirs = {path: place[key] for place, key, path in _places(kept)}
+    theirs = {path: place[key] for place, key, path in places(kept)}
     back = deepcopy(job)
-    for place, key, path in _places(back):
+    for place, key, path in places(back):
         place[key] = theirs.get(path, place[key])
     return back
 
 
-def _places(job: dict[str, Any]) -> list[tuple[Any, Any, str]]:
+def places(job: dict[str, Any]) -> list[tuple[Any, Any, str]]:
     """Where templates may be: a container, the key in it, and its path in words."""
     found: list[tuple[Any, Any, str]] = []
     if "name" in job:
@@ -73,7 +74,7 @@ def _places(job: dict[str, Any]) -> list[tuple[Any, Any, str]]:
 
 def _refuse_misplaced(job: Mapping[str, Any]) -> None:
     """No text names the scheduled time where no template is filled in."""
-    allowed = {path for _, _, path in _places(dict(job))} | {"input.template"}
+    allowed = {path for _, _, path in places(dict(job))} | {"input.template"}
     waiting: list[tuple[str, Any]] = [(str(key), value) for key, value in job.items()]
     for path, value in waiting:  # it grows
         if isinstance(value, Mapping):
@@ -112,6 +113,9 @@ def _date(moment: object, form: object = "%Y-%m-%d") -> str:
         raise FilterArgumentError(msg)
     if not isinstance(form, str):
         msg = f"date: {form!r} is no form of a time; write date('%Y-%m-%d')"
+        raise FilterArgumentError(msg)
+    if "%" in _CODE.sub("", form):
+        msg = f"date: {form!r} has a % that stands for nothing; write date('%Y-%m-%d'), and %% for a %"
         raise FilterArgumentError(msg)
     return moment.strftime(form)
 

@@ -107,6 +107,8 @@ def _run_once(scheduler: Any, *, as_json: bool) -> None:
 
     loop.once(scheduler)
     rows = [telling.overview(scheduler.book, name) for name in scheduler.book.names()]
+    if not rows:
+        report.note(f"there are no schedules in {scheduler.book.store.uri}")
     if as_json:
         report.json_datum({"schema_version": 1, "store": scheduler.book.store.uri, "schedules": rows})
     broken = [row["name"] for row in rows if row["state"] == "broken"]

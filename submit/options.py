@@ -1,13 +1,14 @@
 """From a job file and flags to a `JobSpec`."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from rayferry.job import leaks
+from rayferry.job import leaks, templates
 from rayferry.job.errors import SpecError
 from rayferry.job.spec import JobSpec, parse
 from rayferry.runtime_env.user_files import check_there
@@ -54,9 +55,20 @@ def load_job(path: Path, sets: Sequence[str] = ()) -> JobSpec:
         sets: `path=value` texts that change it; a value is read as YAML.
 
     Raises:
-        SpecError: the file cannot be read, it or a change to it is not valid, or a file that it names is not there.
+        SpecError: the file cannot be read, it or a change to it is not valid, a file that it names is not there, or it
+            has the templates of a schedule's job.
     """
-    return validated(read_job(path, sets), str(path) if not sets else f"{path} with --set")
+    data, origin = read_job(path, sets), str(path) if not sets else f"{path} with --set"
+    if isinstance(data, dict):
+        for place, key, where in templates.places(data):
+            text = place[key]
+            if isinstance(text, str) and templates.has_mark(text) and "schedule" in text:
+                msg = (
+                    f"{origin}: {where}: {text!r}: only a schedule fills in its time; rayferry schedule add NAME "
+                    f"{shlex.quote(str(path))} --cron ..., then rayferry schedule trigger NAME runs it now"
+                )
+                raise SpecError(msg)
+    return validated(data, origin)
 
 
 def read_job(path: Path, sets: Sequence[str] = ()) -> Any:

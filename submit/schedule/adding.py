@@ -40,6 +40,7 @@ def add_schedule(book: Book, values: Mapping[str, Any], job: Path, now: datetime
     draft = {**values, "job": {}, "job_sha256": "", "job_path": str(job.absolute())}
     draft |= {"created_at": time, "updated_at": time, "since": time}
     made = make(draft, f"schedule {values['name']}")
+    _refuse_jitter(made, moment(time))
     try:
         kept = _checked(made, data, moment(time))
     except SpecError as error:
@@ -75,13 +76,21 @@ def _plain(value: object) -> str:
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def _refuse_jitter(schedule: Schedule, now: datetime) -> None:
+    """It is less than the time between two ticks."""
+    ticks = times.next_times(schedule.cron, schedule.zone, now, _NUM_COMPARED)
+    shortest = min(((later - tick).total_seconds() for tick, later in pairwise(ticks)), default=None)
+    if shortest is not None and schedule.jitter_s >= shortest:
+        msg = (
+            f"schedule {schedule.name}: jitter: {schedule.jitter!r}: two ticks are {shortest:g} s apart, and jitter "
+            "has to be less than that"
+        )
+        raise SpecError(msg)
+
+
 def _checked(schedule: Schedule, data: object, now: datetime) -> dict[str, Any]:
     """The values of a job file, if each tick makes a job of them, with an output of its own."""
     ticks = times.next_times(schedule.cron, schedule.zone, now, _NUM_COMPARED)
-    shortest = min((later - tick).total_seconds() for tick, later in pairwise(ticks)) if len(ticks) > 1 else None
-    if shortest is not None and schedule.jitter_s >= shortest:
-        msg = f"jitter: {schedule.jitter!r}: two ticks are {shortest:g} s apart, and jitter has to be less than that"
-        raise SpecError(msg)
     spec = render_job(data, schedule.name, ticks[0].astimezone(schedule.zone))
     kept = templates.put_back(spec.to_json(), data) if isinstance(data, Mapping) else {}
     outputs: dict[str, datetime] = {}

@@ -18,6 +18,7 @@ from cronsim import CronSim, CronSimError
 
 _NUM_FIELDS = 5
 _HOURS = 1
+_NO_PLACES = frozenset({"localtime", "posixrules", "Factory"})  # files beside the zones
 _LOOK_BACK_DAYS = (1 / 24, 1.0, 32.0, 367.0, 9 * 366.0)  # 29 February may be eight years ago
 _DAYS_A_YEAR = 366
 _ALL_HOURS = set(range(24))
@@ -29,8 +30,11 @@ def zone(name: str) -> ZoneInfo:
     """A time zone by its IANA name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it is another one on another machine.
     """
+    if name in _NO_PLACES or name.startswith("right/"):
+        msg = "means another time on another machine; write an IANA name, such as Asia/Shanghai, Europe/Berlin or UTC"
+        raise ValueError(msg)
     try:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError) as error:  # ZoneInfoNotFoundError is a KeyError

@@ -309,3 +309,13 @@ def test_a_scheduler_in_the_foreground_ends_well(process, number):
 def test_a_store_without_schedules_is_named(rayferry, tmp_path):
     found = rayferry("list", "--store", tmp_path / "mistyped")
     assert (found.exit_code, f"there are no schedules in {tmp_path / 'mistyped'}" in found.stderr) == (0, True)
+
+
+def test_a_look_at_a_store_without_schedules_says_so(rayferry, tmp_path):
+    found = rayferry("run", "--once", "--store", tmp_path / "typo")
+    assert (found.exit_code, "there are no schedules in" in found.stderr) == (0, True)
+
+
+def test_a_jitter_that_is_too_long_is_not_told_of_the_job_file(rayferry, dated):
+    found = rayferry("add", "nightly", dated, *DAILY, "--jitter", "24h")
+    assert found.stderr.startswith("rayferry: error: schedule nightly: jitter: '24h'")

@@ -130,6 +130,22 @@ def test_what_is_no_uri_is_refused(job, uri, where):
     assert f"{where}.uri: {uri!r}: " in refused(job(), [f"{where}.uri='{uri}'"])
 
 
+@pytest.mark.parametrize("path", ["name", "input.uri", "input.uri.0", "output.uri"])
+def test_the_templates_of_a_schedules_job_are_refused_where_nothing_fills_them_in(job, path):
+    data = yaml.safe_load(MINIMAL)
+    text = "s3://bucket/{{ scheduled_time | date('%Y-%m-%d') }}/"
+    match path:
+        case "name":
+            data["name"] = text
+        case "input.uri.0":
+            data["input"]["uri"] = [text]
+        case _:
+            data[path.partition(".")[0]]["uri"] = text
+    told = refused(job(yaml.safe_dump(data)))
+    assert f"{path}: " in told
+    assert "only a schedule fills in its time; rayferry schedule add" in told
+
+
 def test_an_output_uri_holds_no_settings(job):
     assert "output.uri: 's3://bucket/a?b=c': " in refused(job(), ["output.uri='s3://bucket/a?b=c'"])
 

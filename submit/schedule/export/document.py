@@ -1,9 +1,12 @@
 """What an export makes: texts of files, and what a person should know of them."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
+
+_FOLDED = re.compile("[\x85\u2028\u2029\ufeff]")  # what YAML takes for an end of line, or skips
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+    style = '"' if _FOLDED.search(text) else "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 _Dumper.add_representer(str, _text)

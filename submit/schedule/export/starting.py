@@ -64,13 +64,19 @@ class Starting:
         if address is not None and (urlsplit(address).hostname or "") in _LOOPBACK:
             told = f"address {address} is this machine's own, and another cluster or none there; add the schedule again"
             notes.append(f"{told} with an --address that those machines reach")
+        if "RAY_AUTH_TOKEN" not in self.set_here:
+            if "RAY_AUTH_TOKEN_PATH" in self.set_here:
+                notes.append("RAY_AUTH_TOKEN there is what is in the file of RAY_AUTH_TOKEN_PATH here")
+            elif "RAY_AUTH_MODE" in self.set_here:
+                notes.append("RAY_AUTH_MODE is set here, but no token: in its mode `token` add RAY_AUTH_TOKEN there")
         if "AWS_SESSION_TOKEN" in self.set_here:
             notes.append("AWS_SESSION_TOKEN is set here: such keys end after hours; take lasting ones, or a role")
         return tuple(notes)
 
     def variables(self, schedule: Schedule, always: Collection[str] = ()) -> list[str]:
         """Names of variables that the commands need; their values are never looked at."""
-        names = [name for name in _VARIABLES if name in self.set_here or name in always]
+        there = {*self.set_here, *always} | ({"RAY_AUTH_TOKEN"} if "RAY_AUTH_TOKEN_PATH" in self.set_here else set())
+        names = [name for name in _VARIABLES if name in there]
         if schedule.address is not None or (schedule.job.get("cluster") or {}).get("address") is not None:
             names = [name for name in names if name != "RAY_API_SERVER_ADDRESS"]
         webhook = schedule.on_failure.webhook if schedule.on_failure else None

@@ -87,6 +87,8 @@ def test_a_template_that_fails_is_told_with_its_place(schedule, text):
         ("{{ 'a'.encode('latin-9000') }}", "it cannot be filled in"),
         ("{{ 'x' | date }}", "date: 'x' is no time"),
         ("{{ scheduled_time | date(1) }}", "date: 1 is no form of a time"),
+        ("{{ scheduled_time | date('%Y%Q') }}", "date: '%Y%Q' has a % that stands for nothing"),
+        ("{{ scheduled_time | date('%Y%') }}", "date: '%Y%' has a % that stands for nothing"),
         ("{{ scheduled_time | shift(moons=1) | date }}", "shift takes weeks, days, hours, minutes"),
         ("{{ scheduled_time | shift(1) | date }}", "shift takes weeks, days, hours, minutes"),
         ("{{ scheduled_time | shift(days='1') | date }}", "shift takes weeks, days, hours, minutes"),

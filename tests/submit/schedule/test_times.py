@@ -140,3 +140,9 @@ def test_what_comes_true_is_taken(cron):
 def test_an_unknown_zone_is_refused(name):
     with pytest.raises(ValueError, match="no such time zone"):
         zone(name)
+
+
+@pytest.mark.parametrize("name", ["localtime", "posixrules", "Factory", "right/UTC"])
+def test_a_zone_that_is_another_one_elsewhere_is_refused(name):
+    with pytest.raises(ValueError, match="another time on another machine"):
+        zone(name)

@@ -1,10 +1,11 @@
 """What the commands of all systems share."""
 
 import pytest
+import yaml
 
 from rayferry.job.errors import SpecError
 from rayferry.submit.schedule.export import airflow, crontab, github_actions, systemd
-from rayferry.submit.schedule.export.document import commented
+from rayferry.submit.schedule.export.document import commented, to_yaml
 from rayferry.submit.schedule.export.starting import Starting
 
 
@@ -29,6 +30,28 @@ def test_keys_of_a_session_are_among_the_variables_and_are_told_to_end(schedule,
     made = system.export(schedule(), Starting("s3://bucket/s/", set_here=here))
     assert all(name in str(made.files) for name in here)
     assert any("such keys end after hours" in note for note in made.notes)
+
+
+@pytest.mark.parametrize("system", [airflow, github_actions])
+@pytest.mark.parametrize(
+    ("here", "named", "told"),
+    [
+        (("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"), True, "what is in the file of RAY_AUTH_TOKEN_PATH here"),
+        (("RAY_AUTH_MODE",), False, "add RAY_AUTH_TOKEN there"),
+        (("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"), True, None),
+    ],
+)
+def test_a_token_in_a_file_is_a_variable_elsewhere(schedule, system, here, named, told):
+    made = system.export(schedule(), Starting("s3://bucket/s/", set_here=here))
+    assert ("RAY_AUTH_TOKEN" in "".join(made.files.values())) is named
+    notes = [note for note in made.notes if "is set here, but no token" in note or "TOKEN_PATH" in note]
+    assert [told in note for note in notes] == [True] * bool(told)
+
+
+def test_a_text_comes_back_from_yaml_whatever_is_in_it():
+    text = "é☃\x85x\u2028y\ufeff\n\tz \\"
+    inner = to_yaml({"a": text, "b": "two\nlines\n"})
+    assert yaml.safe_load(yaml.safe_load(to_yaml({"inner": inner}))["inner"]) == {"a": text, "b": "two\nlines\n"}
 
 
 @pytest.mark.parametrize("system", [airflow, github_actions])
