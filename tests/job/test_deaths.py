@@ -130,6 +130,7 @@ def test_rows_that_kill_the_engine_are_errors_and_all_others_are_answered(carry_
     assert "2 rows killed the engine: see errors/" in done.said
 
 
+@pytest.mark.slow
 def test_two_replicas_find_the_row_that_kills_their_engines(carry_out):
     lines = words(100, at13="crash")
     done = carry_out(lines, replicas=2)
