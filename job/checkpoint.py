@@ -17,6 +17,7 @@ from rayferry.job import identity, storage
 from rayferry.job.earlier import NOTHING_EARLIER, Earlier
 from rayferry.job.errors import JobError
 from rayferry.job.layout import Layout
+from rayferry.job.log import counted, say
 from rayferry.job.spans import Spans
 
 SCHEMA_VERSION = 1
@@ -206,7 +207,11 @@ def _done(layout: Layout, submission_id: str) -> Done:
         read_files = list(threads.map(_read_json, [uri for uri in uris if uri.endswith(_FILES)]))
     manifest = _read_json(layout.manifest_uri)
     if manifest is None:
-        kept, late = _apart(found)
+        whole, torn = _whole(layout, found)
+        kept, late = _apart(whole)
+        late += torn
+        if torn:
+            say(f"{counted(len(torn), 'record')} of parts that are not there: their rows are answered again")
     else:
         listed = {part["uri"] for part in manifest["parts"]}
         kept = {uri: record for uri, record in found.items() if all(part["uri"] in listed for part in record.parts)}
@@ -219,6 +224,17 @@ def _done(layout: Layout, submission_id: str) -> Done:
         attempts=attempts(layout, submission_id),
         manifest=manifest,
     )
+
+
+def _whole(layout: Layout, records: Mapping[str, Record]) -> tuple[dict[str, Record], list[str]]:
+    """Records whose parts are all there, and the URIs of the others.
+
+    A part is removed by hand, or because its rows were found in another one's record, too.
+    """
+    folders = (layout.data_uri, layout.errors_uri, layout.openai_uri)
+    there = {_place(uri + name) for uri in folders for name in storage.children(uri)} if records else set()
+    whole = {uri: one for uri, one in records.items() if all(_place(part["uri"]) in there for part in one.parts)}
+    return whole, sorted(records.keys() - whole.keys())
 
 
 def _apart(records: Mapping[str, Record]) -> tuple[dict[str, Record], list[str]]:

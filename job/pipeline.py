@@ -100,7 +100,8 @@ def _run(
 
     layout = Layout(spec.output.uri)
     before = checkpoint.check_output(layout, earlier)
-    accepted(layout)
+    if is_new := before is None and not earlier.overwrite:
+        accepted(layout)
     found = look(spec)
     _tell(spec, found)
 
@@ -111,8 +112,9 @@ def _run(
     placement = _place(spec)
     asked = identity.asked(identity.settings(spec), found.files)
     done = checkpoint.begin(layout, submission_id, before, asked, new_files=earlier.new_input, token=earlier.run)
-    if earlier.retry_failed:
-        done = failed_rows.forget(layout, submission_id, done, earlier.run)
+    done = failed_rows.forget(layout, submission_id, done, earlier.run) if earlier.retry_failed else done
+    if not is_new:  # only now is what was there this run's, or gone
+        accepted(layout)
     if done.manifest is not None:
         say("the run is over already: nothing is left to do")
         result = done.manifest | {"submission_id": submission_id, "attempts": done.attempts}
@@ -121,8 +123,7 @@ def _run(
     if done.records:
         say(f"resumed: {sum(map(len, done.spans.values())):,} rows are done already")
     storage.write_bytes(layout.spec_uri, json.dumps(_told(spec), indent=1).encode())
-    num_files = len(found.files)
-    board = progress.start_board(num_files, found.num_bytes, spec.on_error.max_error_rate)
+    board = progress.start_board(len(found.files), found.num_bytes, spec.on_error.max_error_rate)
     schema = data_schema(spec, found.columns.schema, openai=found.openai)
     parts = sink.PartsDatasink(layout, submission_id, spec.output.rows_per_part, schema, board, found.copied)
     parts.records.update(done.records)
@@ -133,7 +134,7 @@ def _run(
     dataset = source.read(spec, found, board, _repeated_ids(spec, found), done)
     if dataset is not None:
         save_files = functools.partial(checkpoint.save_files, layout, submission_id)
-        with reporter.Reporter(board, layout.progress_uri, num_files, spec.output.preview_rows, save_files):
+        with reporter.Reporter(board, layout.progress_uri, len(found.files), spec.output.preview_rows, save_files):
             _answer(fleet, found, dataset, num_left, predictor=predictor, placement=placement, board=board, parts=parts)
     now = ray.get(board.snapshot.remote())
     _tell_end(now)

@@ -205,13 +205,15 @@ def _put(files: pafs.FileSystem, path: str, content: bytes) -> None:
 def children(uri: str) -> list[str]:
     """Names right below a prefix, files and prefixes alike, in order; empty if nothing is there.
 
+    Hidden ones (`.name`) are left out: drafts of files that a killed process was writing are among them.
+
     Raises:
         JobError: the store does not answer, or refuses.
     """
     files, path = filesystem(uri)
     try:
         found = files.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-        return sorted(entry.base_name for entry in found if entry.base_name)
+        return sorted(name for entry in found if (name := entry.base_name) and not name.startswith("."))
     except OSError as error:
         msg = f"{uri}: cannot be looked up: {error}; check the bucket's name, the credentials and the endpoint"
         raise JobError(msg) from error

@@ -14,6 +14,8 @@ _MAX_LINES = 6
 _MAX_CHARS = 240
 _MIN_CHARS = 20
 _KILLED = {137, -9}
+# SIGTERM without a stop, as of a node that goes down; SIGABRT and SIGSEGV, as of Ray's own code that lost its head
+_ENDED = {143, -15, 134, -6, 139, -11}
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 # `ValueError: x` or `ray.exceptions.RayActorError`, at a line's beginning or after Ray's `(name pid=1)`.
 _RAISED = re.compile(r"^(?:\([^()]*\) )?((?:\w+\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Exit)(?::.*)?)$")
@@ -87,7 +89,7 @@ def sort(info: JobInfo) -> Failure | None:
     """Whose matter a job's failure is; None if it did not fail, or Ray does not tell."""
     if info.status != "FAILED":
         return None
-    if info.exit_code in _KILLED:  # from outside: mostly for want of memory
+    if info.exit_code in _KILLED | _ENDED:  # from outside
         return _CLUSTER
     if info.exit_code is None and _NO_WORKER.search(info.message):
         return _ENVIRONMENT
@@ -141,6 +143,8 @@ def explain(info: JobInfo, log: str, command: Callable[[str], str] = command, *,
         lines.append(f"  {failure.whose}{next_step}")
     if info.exit_code in _KILLED:
         lines.append(f"  the driver was killed (exit code {info.exit_code}), mostly for want of memory")
+    elif info.exit_code in _ENDED:
+        lines.append(f"  the driver was ended by a signal (exit code {info.exit_code}), and nobody stopped the job")
     # if it did not come to the driver's end, Ray knows why
     by_log, by_ray = root_first(log), root_first(info.message)
     lines += [f"  {line}" for line in ((by_ray or by_log) if info.exit_code is None else (by_log or by_ray))]

@@ -1,8 +1,9 @@
 """A run over several attempts: what the cluster spoilt is tried again, what the job spoilt is not."""
 
+import functools
 import shlex
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
 from rayferry.job.earlier import NOTHING_EARLIER, Earlier, attempt_id
@@ -14,10 +15,13 @@ from rayferry.submit.config import Address
 from rayferry.submit.follow import LostContactError
 from rayferry.submit.pauses import growing_pauses
 from rayferry.submit.preflight import PROBE_JOB
+from rayferry.submit.probes import PreflightError
+from rayferry.submit.request import SubmitRequest
 from rayferry.submit.signals import EXIT_INTERRUPTED, if_interrupted
-from rayferry.submit.transport import ClusterError, NoSuchJobError
+from rayferry.submit.transport import ClusterError, NoSuchJobError, UnreachableError
 
 _FIRST_PAUSE_S = 10.0
+_PATIENCE_S = 600.0  # with a cluster that comes back, and nodes that join it
 CLASSES = {"cluster", "capacity"}  # of failures, that are tried again
 
 
@@ -86,7 +90,29 @@ def run(  # noqa: PLR0913  # all that the command line says
                 sleep(pause)
             left_out = {*skip, PROBE_JOB}  # the first one was told
             following_up = replace(earlier, later=True, over=(*earlier.over, *over))
-            cluster, _ = launch.submit(spec, address, following, left_out, following_up)
+            send = functools.partial(launch.submit, spec, address, following, left_out, following_up)
+            cluster = _patiently(send, breaks, sleep)
+
+
+def _patiently(
+    submit: Callable[[], tuple[Cluster, SubmitRequest]], breaks: Iterator[float], sleep: Callable[[float], None]
+) -> Cluster:
+    """Submits a later attempt; what refuses it was well at the first one, so it is waited for.
+
+    Raises:
+        RayferryError: it is not well after ten minutes; or it is not known whether the cluster got the attempt.
+    """
+    waited = 0.0
+    while True:
+        try:
+            return submit()[0]
+        except (UnreachableError, PreflightError) as error:
+            if waited >= _PATIENCE_S:
+                raise
+            pause = next(breaks)
+            report.note(f"{error}; trying again in {pause:.0f} s")
+            sleep(pause)
+            waited += pause
 
 
 def _has_forgotten(address: Address, name: str) -> bool:

@@ -1,5 +1,6 @@
 import json
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -189,6 +190,35 @@ def test_of_two_records_of_a_row_one_counts_and_the_other_goes(attempt, layout):
     assert len(done.spans["/in/a.txt"]) == 19
     left = storage.children(layout.checkpoint_uri)
     assert left == ["run-1-000000.json", "run-1-000001.json"]
+
+
+def test_a_record_whose_part_is_not_there_is_of_rows_to_be_answered_again(attempt, layout):
+    attempt("run-1")
+    names = [write_part(layout, "run-1", task, {"/in/a.txt": [[task * 3, task * 3 + 3]]}) for task in range(2)]
+    storage.remove(layout.data_uri + names[0])
+    done = attempt("run-2", resume=True)
+    assert len(done.spans["/in/a.txt"]) == 3
+    assert storage.children(layout.checkpoint_uri) == ["run-1-000001.json"]
+
+
+def test_a_record_that_lost_its_part_to_another_of_its_rows_does_not_oust_that_one(attempt, layout):
+    attempt("run-1")
+    lost = write_part(layout, "run-1", 0, {"/in/a.txt": [[0, 5]]})
+    kept = write_part(layout, "run-2", 0, {"/in/a.txt": [[0, 5]]})
+    checkpoint.remove_orphans(layout, [layout.data_uri + kept], ["run-1", "run-2"])  # and killed right after
+    done = attempt("run-3", resume=True)
+    assert lost not in storage.children(layout.data_uri)
+    assert list(done.records) == [checkpoint.record_uri(layout, "run-2", 0)]
+
+
+def test_what_a_killed_process_was_writing_is_neither_a_part_nor_a_record(attempt, layout):
+    attempt("run-1")
+    name = write_part(layout, "run-1", 0, {"/in/a.txt": [[0, 3]]})
+    for folder, draft in ((layout.data_uri, f".{name}.77"), (layout.checkpoint_uri, ".run-1-000001.json.77")):
+        Path(folder, draft).write_bytes(b"{")
+    done = attempt("run-2", resume=True)
+    checkpoint.remove_orphans(layout, [layout.data_uri + name], done.attempts)
+    assert len(done.records) == 1
 
 
 @pytest.mark.parametrize("files", [FILES, [A, B, NEW]], ids=["same", "new input"])

@@ -372,6 +372,17 @@ def test_an_output_that_is_refused_is_not_accepted_first(spec_of):
     assert seen == []
 
 
+def test_an_output_that_is_overwritten_is_accepted_once_the_earlier_run_is_gone(spec_of):
+    spec, seen = spec_of({"a.txt": b"x\n"}), []
+    storage.write_bytes(Layout(spec.output.uri).manifest_uri, b"{}")
+
+    def accepted(layout):
+        seen.append(storage.read_bytes(layout.manifest_uri))
+
+    pipeline.run(spec, "run-2", Upper, accepted=accepted, earlier=Earlier(overwrite=True))
+    assert seen == [None]
+
+
 def test_an_output_is_accepted_before_anything_else_can_fail(spec_of):
     spec, seen = spec_of({}), []
     with pytest.raises(JobError, match="no input there"):

@@ -9,6 +9,7 @@ from rayferry.submit.client import JobInfo
 from rayferry.submit.config import Address
 from rayferry.submit.follow import LostContactError
 from rayferry.submit.preflight import PROBE_JOB
+from rayferry.submit.probes import PreflightError
 from rayferry.submit.transport import NoSuchJobError, UnreachableError
 
 PLACE = Address("http://127.0.0.1:1", "test")
@@ -105,6 +106,32 @@ def test_what_the_job_spoilt_is_not_tried_again(follow, failure):
 def test_no_more_attempts_are_made_than_the_job_file_allows(follow):
     code, sent, concluded = follow(DIED, DIED, DIED)
     assert (code, [name for name, _ in sent], concluded) == (1, ["run-a2", "run-a3"], ["run-a3"])
+
+
+@pytest.mark.parametrize("error", [UnreachableError("down"), PreflightError("no GPU yet")], ids=str)
+@pytest.mark.parametrize(("num_errors", "code"), [(3, 0), (1000, None)])
+def test_a_cluster_that_is_not_back_when_the_next_attempt_is_sent_is_waited_for(
+    monkeypatch, job_data, error, num_errors, code
+):
+    script, pauses, errors = Script([DIED, GOOD], GONE), [], [error] * num_errors
+
+    def submit(*asked):
+        if errors:
+            raise errors.pop()
+        return script.submit(*asked)
+
+    for name in ("to_its_end", "conclude", "explain"):
+        monkeypatch.setattr(launch, name, getattr(script, name))
+    monkeypatch.setattr(launch, "submit", submit)
+    spec = parse(job_data | {"retry": {"max_attempts": 2}}, "job.yaml")
+    how = {"cluster": None, "sleep": pauses.append, "earlier": FIRST}
+    if code is None:
+        with pytest.raises(type(error), match=str(error)):
+            retry.run(spec, PLACE, "run", launch.Watch(), **how)
+        assert 600 < sum(pauses) < 660
+    else:
+        assert retry.run(spec, PLACE, "run", launch.Watch(), **how) == code
+        assert len(pauses) == 1 + num_errors
 
 
 def test_one_attempt_is_no_retry(follow):
