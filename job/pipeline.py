@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rayferry.job import RAY_FLOOR, hand_over, identity, storage
@@ -95,12 +95,13 @@ def _run(
     import ray
 
     _before_ray_data()
-    from rayferry.job import checkpoint, failed_rows, manifest, progress, reporter, sink, source  # they import it
+    from rayferry.job import checkpoint, manifest, progress, reporter, sink, source  # they import it
     from rayferry.job.look import look
 
     layout = Layout(spec.output.uri)
     before = checkpoint.check_output(layout, earlier)
-    if is_new := before is None and not earlier.overwrite:
+    is_new = before is None and not earlier.overwrite
+    if is_new:
         accepted(layout)
     found = look(spec)
     _tell(spec, found)
@@ -111,8 +112,7 @@ def _run(
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own there
     placement = _place(spec)
     asked = identity.asked(identity.settings(spec), found.files)
-    done = checkpoint.begin(layout, submission_id, before, asked, new_files=earlier.new_input, token=earlier.run)
-    done = failed_rows.forget(layout, submission_id, done, earlier.run) if earlier.retry_failed else done
+    done = _begin(layout, submission_id, before, asked, earlier)
     if not is_new:  # only now is what was there this run's, or gone
         accepted(layout)
     if done.manifest is not None:
@@ -154,6 +154,20 @@ def _run(
     storage.write_bytes(layout.progress_uri, json.dumps(now.to_json()).encode())
     storage.write_bytes(layout.manifest_uri, json.dumps(result, indent=1).encode())
     return result
+
+
+def _begin(
+    layout: Layout,
+    submission_id: str,
+    before: Mapping[str, Any] | None,
+    asked: Mapping[str, Any],
+    earlier: Earlier,
+) -> "Done":
+    """Makes the output this attempt's; gives what is done, without what is to be tried again."""
+    from rayferry.job import checkpoint, failed_rows
+
+    done = checkpoint.begin(layout, submission_id, before, asked, new_files=earlier.new_input, token=earlier.run)
+    return failed_rows.forget(layout, submission_id, done, earlier.run) if earlier.retry_failed else done
 
 
 def _answer(  # noqa: PLR0913  # what it brings together

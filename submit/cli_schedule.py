@@ -51,6 +51,15 @@ def found(book: "Book", name: str) -> "Entry[Schedule]":
     return entry
 
 
+def note_if_empty(book: "Book") -> None:
+    """Says so if a store has no schedules: it may be mistyped."""
+    from rayferry.submit import report
+
+    if not book.names():
+        uri = book.store.uri
+        report.note(f"there are no schedules in {uri} (--store, RAYFERRY_SCHEDULES); to make one: schedule add")
+
+
 @click.group()
 def schedule() -> None:
     """Runs on a schedule: from this machine, from a container, or on the cluster itself."""
@@ -141,10 +150,7 @@ def list_schedules(store: str | None, as_json: bool) -> None:
     if as_json:
         report.json_datum({"schema_version": 1, "store": book.store.uri, "schedules": rows, "scheduler": scheduler})
         return
-    if not rows:
-        report.note(
-            f"there are no schedules in {book.store.uri} (--store, RAYFERRY_SCHEDULES); to make one: schedule add"
-        )
+    note_if_empty(book)
     columns = ["name", "cron", "timezone", "state", "next", "last", "result", "error"]
     report.table(columns, [[row[column] for column in columns] for row in rows])
     if scheduler and "error" in scheduler:

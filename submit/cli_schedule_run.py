@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rayferry.job.errors import RayferryError
-from rayferry.submit.cli_schedule import book_of, found, name_argument, store_option
+from rayferry.submit.cli_schedule import book_of, found, name_argument, note_if_empty, store_option
 from rayferry.submit.cli_shared import Flags, address_of, address_option, json_option
 
 if TYPE_CHECKING:
@@ -107,8 +107,7 @@ def _run_once(scheduler: Any, *, as_json: bool) -> None:
 
     loop.once(scheduler)
     rows = [telling.overview(scheduler.book, name) for name in scheduler.book.names()]
-    if not rows:
-        report.note(f"there are no schedules in {scheduler.book.store.uri}")
+    note_if_empty(scheduler.book)
     if as_json:
         report.json_datum({"schema_version": 1, "store": scheduler.book.store.uri, "schedules": rows})
     broken = [row["name"] for row in rows if row["state"] == "broken"]

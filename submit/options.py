@@ -59,16 +59,20 @@ def load_job(path: Path, sets: Sequence[str] = ()) -> JobSpec:
             has the templates of a schedule's job.
     """
     data, origin = read_job(path, sets), str(path) if not sets else f"{path} with --set"
-    if isinstance(data, dict):
-        for place, key, where in templates.places(data):
-            text = place[key]
-            if isinstance(text, str) and templates.has_mark(text) and "schedule" in text:
-                msg = (
-                    f"{origin}: {where}: {text!r}: only a schedule fills in its time; rayferry schedule add NAME "
-                    f"{shlex.quote(str(path))} --cron ..., then rayferry schedule trigger NAME runs it now"
-                )
-                raise SpecError(msg)
+    _refuse_templates(data, path, origin)
     return validated(data, origin)
+
+
+def _refuse_templates(data: object, path: Path, origin: str) -> None:
+    """Nothing fills in a schedule's templates where a job is run by itself."""
+    for place, key, where in templates.places(data) if isinstance(data, dict) else ():
+        text = place[key]
+        if isinstance(text, str) and templates.has_mark(text) and "schedule" in text:
+            msg = (
+                f"{origin}: {where}: {text!r}: only a schedule fills in its time; rayferry schedule add NAME "
+                f"{shlex.quote(str(path))} --cron ..., then rayferry schedule trigger NAME runs it now"
+            )
+            raise SpecError(msg)
 
 
 def read_job(path: Path, sets: Sequence[str] = ()) -> Any:
