@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # --no-deps: the lock is whole, and leaves out what breaks (see there). Torch comes with its own dependencies, because
 # PyPI's build needs CUDA's libraries to import; a CPU build, from an index of yours by PIP_EXTRA_INDEX_URL, does not.
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 SOURCES := $(shell find job runtime_env submit -name '*.py' -o -name '*.yaml' -o -name '*.jsonl') pyproject.toml MANIFEST.in README.md
 
 .PHONY: demo test venv lint types unit e2e slow chaos chaos-runs chaos-real bench lock clean

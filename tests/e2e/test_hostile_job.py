@@ -12,7 +12,7 @@ from rayferry.submit import collect, s3
 from ..job import hostile  # noqa: TID252  # tests are no package that is installed
 from .conftest import ENGINE, run
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]  # tests/job/test_hostile.py has the same rows and no engine
 
 ROOT = "s3://rayferry/e2e/hostile/"
 # all but the files of many rows that are alike: an engine on two cores takes long over them

@@ -65,6 +65,7 @@ def test_prompts_as_openai_lines_have_the_answers_of_llm_generate(generated, sam
     assert texts == [answer["text"] for answer in same_engine["generate"]]
 
 
+@pytest.mark.slow
 def test_embeddings_are_those_of_run_batch(embedded, embedded_by_run_batch):
     assert set(embedded) == set(embedded_by_run_batch)
     for name, body in embedded_by_run_batch.items():

@@ -128,6 +128,7 @@ def test_a_prompt_too_long_is_cut_where_the_job_says_so(jobs):
     assert collect.read_manifest("s3://rayferry/e2e/score/out/")["counts"]["succeeded"] == 3
 
 
+@pytest.mark.slow
 def test_an_adapter_of_a_row_answers_as_it_does_by_llm_generate(model, checkpoints):
     found = run_script("lora_in_one_process.py", model, checkpoints)
     assert found["predictor"] == found["generate"]
