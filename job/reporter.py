@@ -22,6 +22,8 @@ _LOG_EVERY_S = 10.0
 _SAVE_EVERY_S = 30.0
 # Loading a model takes a minute often; after that, who waits wants to know for what.
 _WAITING_AFTER_S = 60.0
+# Nor does a replica that is ready answer so long, unless its node is lost, or its rows are very long ones.
+_STILL_AFTER_S = 300.0
 
 
 class Reporter:
@@ -62,8 +64,9 @@ class Reporter:
         self._thread.join(timeout=_LOG_EVERY_S)
 
     def _run(self) -> None:
-        logged = saved = start = time.monotonic()
+        logged = saved = moved = time.monotonic()
         patience_s = _WAITING_AFTER_S
+        far: tuple[int, ...] = (0, 0, 0)
         last = Snapshot()
         ended = False
         while not ended:
@@ -76,9 +79,13 @@ class Reporter:
                 say(f"progress is not known just now ({root_line(error)})")
                 continue
             self._say_news(now, last)
-            if not now.load_s and time.monotonic() - start >= patience_s:
+            if far != (far := _how_far(now)):
+                moved, patience_s = time.monotonic(), _STILL_AFTER_S if now.load_s else _WAITING_AFTER_S
+            if time.monotonic() - moved >= patience_s:
+                what = "no row was answered for" if now.load_s else "no replica is ready after"
                 with contextlib.suppress(ray.exceptions.RayError):
-                    say(waiting(patience_s, ray.available_resources(), ray.cluster_resources(), _pending_groups()))
+                    free = waiting(ray.available_resources(), ray.cluster_resources(), _pending_groups())
+                    say(f"{what} {patience_s:.0f} s; {free}")
                 patience_s *= 2
             if time.monotonic() - logged >= _LOG_EVERY_S and now.succeeded + now.failed:
                 logged = time.monotonic()
@@ -124,17 +131,22 @@ def describe(now: Snapshot, num_files: int, clock: Callable[[], float]) -> str:
     return line
 
 
-def waiting(seconds: float, free: Mapping[str, float], there: Mapping[str, float], num_pending: int) -> str:
-    """A line for people, while no replica is ready: what there is for one.
+def _how_far(now: Snapshot) -> tuple[int, ...]:
+    """Numbers of which one changes as long as a run goes on."""
+    answered = sum(life.tally.num_answered for life in now.lives if life.tally)
+    return (len(now.load_s), now.succeeded + now.failed, answered)
+
+
+def waiting(free: Mapping[str, float], there: Mapping[str, float], num_pending: int) -> str:
+    """Words for people, while no replica answers: what there is for one.
 
     Args:
-        seconds: for how long.
         free: amounts by resource, as `ray.available_resources` tells them.
         there: the same of `ray.cluster_resources`.
         num_pending: placement groups that have no place.
     """
     left = [f"{free.get(name, 0):g} of {there[name]:g} {name}s" for name in ("GPU", "CPU") if there.get(name)]
-    line = f"no replica is ready after {seconds:.0f} s; free on the cluster: {', '.join(left) or 'nothing'}"
+    line = f"free on the cluster: {', '.join(left) or 'nothing'}"
     if num_pending:
         line += f"; waiting for {counted(num_pending, 'placement group')} (GPUs of one node each)"
     elif there.get("GPU") and not free.get("GPU"):
