@@ -16,7 +16,7 @@ from types import FrameType
 
 from rayferry.job import VERSION, secrets
 from rayferry.job.earlier import Earlier
-from rayferry.job.errors import RayferryError, SpecError, root_line
+from rayferry.job.errors import EXIT_PASSING, RayferryError, SpecError, is_passing, root_line
 from rayferry.job.log import counted, say
 from rayferry.job.outcome import Recorder, driver_log
 from rayferry.job.spec import JobSpec, parse
@@ -31,7 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the job.
 
     Returns:
-        The process's exit code: 0, 1 (failed), 2 (spec), 3 (too many errors). A run out of time ends at once with 6.
+        The process's exit code: 0, 1 (failed), 2 (spec), 3 (too many errors), 75 (the cluster or the store failed). A
+        run out of time ends at once with 6.
     """
     parser = argparse.ArgumentParser(prog="python -m rayferry.job")
     parser.add_argument("spec", type=Path)
@@ -63,6 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
         root = root_line(error)
         say(f"error: {root}")
         code = error.exit_code if isinstance(error, RayferryError) else 1
+        if code == 1 and is_passing(error, is_under_way=recorder.is_started or options.later):
+            code = EXIT_PASSING
         recorder.end("FAILED", code, root)
         return code
     if timer:

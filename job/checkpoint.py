@@ -6,6 +6,7 @@ each other are one span, so that ten million rows are some thousand numbers.
 """
 
 import functools
+import itertools
 import json
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -65,7 +66,8 @@ class Done:
     Attributes:
         records: of all their write tasks, by URI.
         num_rows: rows of the files that were read to their end, by path.
-        attempts: their submission ids, in order.
+        attempts: their names, in order, and last that of the attempt which goes on: the submission ids, with a number
+            where one was there already.
         manifest: of the run, if it is over.
     """
 
@@ -134,7 +136,7 @@ def begin(
         layout: the run's places.
         submission_id: the Ray job that begins.
         before: what `check_output` gave; None: whatever is there is removed.
-        now: what this attempt is asked, by `identity.asked`.
+        now: what this attempt is asked, by `identity.asked`, and what else its later attempts are to know.
         new_files: files may have come since.
         token: the run's name, by which its later attempts know it.
 
@@ -146,7 +148,8 @@ def begin(
     else:
         identity.refuse_other(layout, before["settings"], now["settings"])
         identity.refuse_other_input(layout, before["files"], now["files"], new_files=new_files)
-    done = Done(attempts=[submission_id]) if before is None else _done(layout, submission_id)
+    name = _new_name(layout, submission_id)
+    done = Done(attempts=[name]) if before is None else _done(layout, name)
     if before is None or before["files"] != now["files"]:
         if done.manifest is not None:  # of a run that was over, and is no more
             storage.remove(layout.manifest_uri)
@@ -155,8 +158,18 @@ def begin(
         state = {"schema_version": SCHEMA_VERSION, "run": run, "token": token, **now}
         storage.write_bytes(layout.run_uri, json.dumps(state).encode())
     attempt = {"schema_version": SCHEMA_VERSION, "submission_id": submission_id}
-    storage.write_bytes(f"{layout.attempts_uri}{submission_id}.json", json.dumps(attempt).encode())
+    storage.write_bytes(f"{layout.attempts_uri}{name}.json", json.dumps(attempt).encode())
     return done
+
+
+def _new_name(layout: Layout, submission_id: str) -> str:
+    """A name for an attempt, and so for its records and parts, that none before had.
+
+    A cluster that is new, or has forgotten its jobs, takes a submission id that was there already.
+    """
+    taken = set(storage.children(layout.attempts_uri))
+    names = itertools.chain([submission_id], (f"{submission_id}.{number}" for number in itertools.count(2)))
+    return next(name for name in names if f"{name}.json" not in taken)
 
 
 def _empty(layout: Layout) -> None:
@@ -199,7 +212,7 @@ def check_once(records: Mapping[str, Record]) -> None:
         raise JobError(msg)
 
 
-def _done(layout: Layout, submission_id: str) -> Done:
+def _done(layout: Layout, name: str) -> Done:
     uris = [layout.checkpoint_uri + name for name in storage.children(layout.checkpoint_uri)]
     with ThreadPoolExecutor(_THREADS) as threads:
         asked = [uri for uri in uris if not uri.endswith(_FILES)]
@@ -221,7 +234,7 @@ def _done(layout: Layout, submission_id: str) -> Done:
     return Done(
         records=kept,
         num_rows={path: rows for files in read_files if files for path, rows in files.items()},
-        attempts=attempts(layout, submission_id),
+        attempts=attempts(layout, name),
         manifest=manifest,
     )
 
@@ -271,25 +284,25 @@ def _spans_by_path(records: Iterable[Record]) -> dict[str, list[list[int]]]:
 _FILES = "-files.json"
 
 
-def attempts(layout: Layout, submission_id: str) -> list[str]:
-    """The Ray jobs that have worked on a run, this one last."""
-    names = sorted(name.removesuffix(".json") for name in storage.children(layout.attempts_uri))
-    return [*(name for name in names if name != submission_id), submission_id]
+def attempts(layout: Layout, name: str) -> list[str]:
+    """The names of the attempts that have worked on a run, this one last."""
+    names = sorted(found.removesuffix(".json") for found in storage.children(layout.attempts_uri))
+    return [*(found for found in names if found != name), name]
 
 
-def save_files(layout: Layout, submission_id: str, num_rows: Mapping[str, int]) -> None:
+def save_files(layout: Layout, attempt: str, num_rows: Mapping[str, int]) -> None:
     """Keeps how many rows files have that were read to their end, so that a file that is done is not read again."""
-    storage.write_bytes(f"{layout.checkpoint_uri}{submission_id}{_FILES}", json.dumps(dict(num_rows)).encode())
+    storage.write_bytes(f"{layout.checkpoint_uri}{attempt}{_FILES}", json.dumps(dict(num_rows)).encode())
 
 
-def record_uri(layout: Layout, submission_id: str, task: int) -> str:
+def record_uri(layout: Layout, attempt: str, task: int) -> str:
     """Where a write task's record is: one that is tried again finds it."""
-    return f"{layout.checkpoint_uri}{submission_id}-{task:06d}.json"
+    return f"{layout.checkpoint_uri}{attempt}-{task:06d}.json"
 
 
-def part_name(submission_id: str, task: int) -> str:
+def part_name(attempt: str, task: int) -> str:
     """A name for one try of a write task's parts, without the suffix: no two tries share one."""
-    return f"{submission_id}-{task:06d}-{secrets.token_hex(2)}"
+    return f"{attempt}-{task:06d}-{secrets.token_hex(2)}"
 
 
 def remove_orphans(layout: Layout, parts: Iterable[str], attempts: Sequence[str]) -> None:

@@ -1,5 +1,6 @@
 """The input's own columns: their names and types, found once at the start, so that every part has the same."""
 
+import base64
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,6 +65,26 @@ class Columns:
         """The columns that could not keep their names."""
         return {name: column.name for name, column in self.columns.items() if name != column.name}
 
+    def to_json(self) -> dict[str, Any]:
+        """Its form in `_meta/run.json`; `from_json` is the way back."""
+        schema = pa.schema([pa.field(name, column.type) for name, column in self.columns.items()])
+        return {
+            "types": base64.b64encode(schema.serialize()).decode(),
+            "names": [column.name for column in self.columns.values()],
+            "as_json": [name for name, column in self.columns.items() if column.as_json],
+            "rescue": self.rescue,
+        }
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> "Columns":
+        """What `to_json` gave."""
+        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(told["types"])))
+        columns = {
+            field.name: Column(name, field.type, as_json=field.name in told["as_json"])
+            for field, name in zip(schema, told["names"], strict=True)
+        }
+        return cls(columns, told["rescue"])
+
     def json_schema(self, further: str | None = None) -> pa.Schema | None:
         """What Arrow's own JSON reader is to find, and a further text column; None if it could not give these types."""
         plain = {pa.bool_(), pa.int64(), pa.float64(), pa.string()}
@@ -107,6 +128,9 @@ class Columns:
         if self.rescue:
             arrays.append(pa.array([json_text(values) if values else None for values in rest], pa.string()))
         return arrays
+
+
+NO_COLUMNS = Columns()
 
 
 def from_schema(found: pa.Schema, reserved: set[str]) -> dict[str, Column]:

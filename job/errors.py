@@ -10,7 +10,15 @@ RayferryError            something failed; its text is what the user reads
 A row that fails is not an exception: it is a row in `errors/`.
 """
 
+import re
+from collections.abc import Iterator
+
+EXIT_PASSING = 75  # of the driver, where `is_passing`; by the name EX_TEMPFAIL of sysexits.h
 _MAX_CHARS = 1000
+_STORE = re.compile(
+    r"AWS Error (NETWORK_CONNECTION|SLOW_DOWN|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|REQUEST_TIME"
+    r"|UNKNOWN \(HTTP status 5\d\d\))"
+)
 # Empty exceptions that Ray Data hangs on what it raises, as its cause.
 _MARKERS = {"SystemException", "UserCodeException"}
 
@@ -55,6 +63,45 @@ class UnseenError(RayferryError):
     def __init__(self, message: str, *, elsewhere: bool = True) -> None:
         super().__init__(message)
         self.elsewhere = elsewhere
+
+
+def is_passing(error: BaseException, *, is_under_way: bool) -> bool:
+    """True if the cluster or the store failed a run, and not what it asked for: another attempt may end well.
+
+    Args:
+        error: what ended it.
+        is_under_way: it had begun to write; before, a store that does not answer may be one that is not there.
+    """
+    from ray import exceptions  # noqa: PLC0415  # the laptop reads these errors without Ray
+
+    lost = (
+        exceptions.ActorDiedError, exceptions.ActorUnavailableError, exceptions.WorkerCrashedError,
+        exceptions.NodeDiedError, exceptions.ObjectLostError,
+        exceptions.LocalRayletDiedError, exceptions.RpcError,
+    )  # fmt: skip
+    for one in _chain(error):
+        if isinstance(one, lost):
+            return not getattr(one, "actor_init_failed", False)
+        if is_under_way and (
+            isinstance(one, ConnectionError) or (isinstance(one, OSError) and _STORE.search(str(one)))
+        ):
+            return True
+    return False
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and its causes, those that Ray wraps among them; below one of ours only what the store said."""
+    seen: set[int] = set()
+    left: list[BaseException | None] = [error]
+    while left:
+        one = left.pop()
+        if isinstance(one, BaseException) and id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            if isinstance(one, RayferryError):
+                left += [one.__cause__] if isinstance(one.__cause__, OSError) else []
+            else:
+                left += [one.__context__, one.__cause__, getattr(one, "cause", None)]
 
 
 def root_line(error: BaseException) -> str:

@@ -21,7 +21,7 @@ from rayferry.job.spans import spans_of, without
 _THREADS = 32
 
 
-def forget(layout: Layout, submission_id: str, done: Done, run: str | None = None) -> Done:
+def forget(layout: Layout, done: Done, run: str | None = None) -> Done:
     """Makes a run's failed rows undone, for this attempt to try them again.
 
     The manifest goes first, as the run is not over then; each record is replaced in one write. So wherever this is
@@ -30,8 +30,7 @@ def forget(layout: Layout, submission_id: str, done: Done, run: str | None = Non
 
     Args:
         layout: the run's places.
-        submission_id: the Ray job that tries them again.
-        done: what earlier attempts left.
+        done: what earlier attempts left, and the name of this one.
         run: the run's name: what failed again in an attempt of it is not tried once more by the next.
 
     Returns:
@@ -49,7 +48,7 @@ def forget(layout: Layout, submission_id: str, done: Done, run: str | None = Non
         return done
     storage.remove(layout.manifest_uri)
     with ThreadPoolExecutor(_THREADS) as threads:
-        changed = threads.map(lambda uri: _without_failed(layout, submission_id, uri, failed[uri]), failed)
+        changed = threads.map(lambda uri: _without_failed(layout, done.attempts[-1], uri, failed[uri]), failed)
         records = {**done.records, **dict(zip(failed, changed, strict=True))}
     num = sum(part["num_rows"] for record in failed.values() for part in _parts(record, "errors"))
     say(f"{counted(num, 'row')} had failed: tried again")
@@ -61,25 +60,25 @@ def _parts(record: Record, kind: str) -> list[dict[str, Any]]:
     return [part for part in record.parts if part["kind"] == kind]
 
 
-def _without_failed(layout: Layout, submission_id: str, uri: str, record: Record) -> Record:
+def _without_failed(layout: Layout, attempt: str, uri: str, record: Record) -> Record:
     tables = [
         pq.read_table(io.BytesIO(_content(part)), columns=["source_uri", "position"])
         for part in _parts(record, "errors")
     ]
     rows = without(record.rows, spans_of(pa.concat_tables(tables)))
-    parts = [*_parts(record, "data"), *_answered_lines(layout, submission_id, uri, record)]
+    parts = [*_parts(record, "data"), *_answered_lines(layout, attempt, uri, record)]
     left = Record(parts, rows)
     left.write(uri)
     return left
 
 
-def _answered_lines(layout: Layout, submission_id: str, uri: str, record: Record) -> list[dict[str, Any]]:
+def _answered_lines(layout: Layout, attempt: str, uri: str, record: Record) -> list[dict[str, Any]]:
     """The record's lines in OpenAI's form, in a new part without those of rows that failed."""
     lines = [line for part in _parts(record, "openai") for line in _content(part).splitlines(keepends=True)]
     answered = [line for line in lines if json.loads(line)["error"] is None]
     if not answered:
         return []
-    name = f"{submission_id}-{uri.rpartition('/')[2].removesuffix('.json')}.jsonl"
+    name = f"{attempt}-{uri.rpartition('/')[2].removesuffix('.json')}.jsonl"
     part = put_part(f"{layout.openai_uri}{name}", "openai", len(answered), b"".join(answered), {})
     return [part.to_json()]
 

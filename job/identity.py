@@ -27,7 +27,11 @@ _SPEED_KEYS = {
 def settings(spec: JobSpec) -> dict[str, Any]:
     """All that decides the answers but the input: model, revision, task, template, sampling, such engine arguments."""
     content = spec.model_dump(mode="json", by_alias=True, include=_ANSWER_KEYS)
-    content["engine"] = {key: value for key, value in spec.engine.to_kwargs().items() if key not in _SPEED_KEYS}
+    content["engine"] = {
+        key: value
+        for key, value in spec.engine.to_kwargs().items()
+        if key not in _SPEED_KEYS or (key == "load_format" and value == "dummy")  # no weights at all
+    }
     content["input"] = spec.input.model_dump(mode="json", exclude={"anonymous"})
     content["on_error"] = {"prompt_too_long": spec.on_error.prompt_too_long}
     settings: dict[str, Any] = json.loads(json.dumps(content))  # as they come back from a file
@@ -38,6 +42,15 @@ def asked(settings: Mapping[str, Any], files: Sequence[storage.File]) -> dict[st
     """What decides a run's answers: see `settings`, and of each file its path, size and last change."""
     identity = [[file.path, file.num_bytes, file.modified_ns] for file in files]
     return {"settings": dict(settings), "files": identity}
+
+
+def in_order(files: Sequence[storage.File], before: Sequence[Sequence[Any]]) -> list[storage.File]:
+    """Files as a run knows them, by `asked`: those it was begun with, in its order, then those that came since.
+
+    So the first row of an id stays the first, however a new file is called.
+    """
+    place = {file[0]: index for index, file in enumerate(before)}
+    return sorted(files, key=lambda file: place.get(file.path, len(place)))
 
 
 def fingerprint(asked: Mapping[str, Any]) -> str:

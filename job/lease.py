@@ -8,6 +8,7 @@ Source: https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes
 
 import json
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -66,7 +67,8 @@ class Lease:
         self._uri = uri
         self._submission_id = submission_id
         self._patient_with = patient_with
-        self._over = {submission_id, *over}
+        self._token = secrets.token_hex(8)  # this process: an id may be given twice, on two clusters
+        self._over = frozenset(over)
         self._tag: str | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="rayferry-lease", daemon=True)
@@ -95,13 +97,17 @@ class Lease:
             self._ended.set()
             try:
                 found = self._store.get()
-                if found is not None and _holder(found[0]) == self._submission_id:
+                if found is not None and self._is_mine(found[0]):
                     self._store.remove()
             except Exception as error:  # noqa: BLE001  # it expires by itself
                 say(f"{self._uri} could not be removed ({error}); it expires in {TTL_S:g} s")
 
     def _content(self) -> bytes:
-        return json.dumps({"schema_version": 1, "submission_id": self._submission_id, "ttl_s": TTL_S}).encode()
+        told = {"schema_version": 1, "submission_id": self._submission_id, "token": self._token, "ttl_s": TTL_S}
+        return json.dumps(told).encode()
+
+    def _is_mine(self, content: bytes) -> bool:
+        return self._token.encode() in content
 
     def _take(self) -> str:
         until = time.monotonic() + TTL_S + 2 * _RENEW_S
@@ -114,6 +120,8 @@ class Lease:
             if found is None:
                 continue
             content, old, age_s = found
+            if self._is_mine(content):  # by a put whose answer was lost
+                return old
             holder = _holder(content)
             if age_s > TTL_S or holder in self._over:
                 tag = self._store.put(self._content(), old)
@@ -142,7 +150,7 @@ class Lease:
             if self._ended.is_set():
                 return
             if tag is None:
-                if found is not None and _holder(found[0]) == self._submission_id:  # a put whose answer was lost
+                if found is not None and self._is_mine(found[0]):  # a put whose answer was lost
                     self._tag = found[1]
                     continue
                 say(f"error: {_holder(found[0]) if found else 'somebody'} has taken this output over; this job ends")

@@ -1,6 +1,6 @@
 """A first look at the input: which files there are, how each is to be read, and which columns rows bring along."""
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayferry.job import columns, storage
-from rayferry.job.columns import Columns
+from rayferry.job import columns, identity, storage
+from rayferry.job.columns import NO_COLUMNS, Columns
 from rayferry.job.errors import JobError
 from rayferry.job.formats import HEAD_BYTES, Kind, by_name, compression_of, decide
 from rayferry.job.inflate import Inflated
@@ -63,20 +63,29 @@ class Input:
         return sum(file.num_bytes for file in self.files)
 
 
-def look(spec: JobSpec) -> Input:
+def look(spec: JobSpec, before: Mapping[str, Any] | None = None) -> Input:
     """Lists the input and samples it: what its files are, and which columns rows bring along.
 
     Reads the beginning of at most 32 files, evenly spread.
+
+    Args:
+        spec: the job.
+        before: what the run was asked that is gone on with: its files come first, and its columns keep their types.
 
     Raises:
         JobError: nothing is there, or the store does not answer.
     """
     files = storage.list_files(spec.input.uris, anonymous=spec.input.anonymous)
     filesystem, _ = storage.filesystem(spec.input.uris[0], anonymous=spec.input.anonymous)
-    return look_into(spec, filesystem, files)
+    if before is None:
+        return look_into(spec, filesystem, files)
+    files = identity.in_order(files, before["files"])
+    return look_into(spec, filesystem, files, known=Columns.from_json(before["columns"]))
 
 
-def look_into(spec: JobSpec, filesystem: Any, files: list[File], max_rows: int = _SAMPLED_ROWS) -> Input:
+def look_into(
+    spec: JobSpec, filesystem: Any, files: list[File], max_rows: int = _SAMPLED_ROWS, known: Columns = NO_COLUMNS
+) -> Input:
     """What `look` tells, of these files.
 
     Args:
@@ -84,6 +93,7 @@ def look_into(spec: JobSpec, filesystem: Any, files: list[File], max_rows: int =
         filesystem: opens them, by `open_input_file`.
         files: the files, at least one.
         max_rows: of each file to look at.
+        known: columns of parts that are written already.
 
     Raises:
         JobError: the store does not answer.
@@ -102,7 +112,7 @@ def look_into(spec: JobSpec, filesystem: Any, files: list[File], max_rows: int =
         else columns.infer(one.rows, reserved)
         for one in looks
     ]
-    merged = columns.merge(found)
+    merged = {**known.columns, **columns.merge(found), **known.columns}  # in their order
     prompt = None if openai else prompt_column(spec.input, merged)
     dropped = "prompt" if prompt == "prompt" else None
     merged.pop(dropped or "", None)
@@ -114,7 +124,7 @@ def look_into(spec: JobSpec, filesystem: Any, files: list[File], max_rows: int =
     row_bytes = sum(one.row_bytes * one.num_rows for one in looks) / max(1, seen)
     # a row carries its prompt, which may be all of its columns again, and where it came from
     size = (int(seen / share), int(row_bytes * (1 if prompt else 2)) + _ROW_OVERHEAD_BYTES)
-    return Input(filesystem, files, formats, openai, Columns(merged, rescue), dropped, copied, *size)
+    return Input(filesystem, files, formats, openai, Columns(merged, rescue or known.rescue), dropped, copied, *size)
 
 
 def prompt_column(spec: InputSpec, names: Container[str]) -> str | None:

@@ -81,6 +81,11 @@ class Recorder:
         self._layout = layout
         self._thread.start()
 
+    @property
+    def is_started(self) -> bool:
+        """True once the output is this run's."""
+        return self._layout is not None
+
     def end(self, status: str, exit_code: int, error: str | None = None, *, has_manifest: bool = False) -> None:
         """Writes how the run ended, and the rest of the log; the first call counts.
 

@@ -32,6 +32,8 @@ MASKED = "***"  # in spec.json, in place of the value of an environment variable
 _BLOCKS_WAITING_PER_REPLICA = 24
 _LEAST_WAITING_BYTES = 64 << 20
 _SHARE_EXPIRES_S = "30"
+_NODES_COME_BACK_S = 600.0
+_POLL_S = 5.0
 
 
 def check_ray(version: str) -> None:
@@ -78,7 +80,7 @@ def run(
 
     def may_be_dead(holder: str) -> bool:
         is_ours = earlier.later and earlier.first is not None and attempt_number(holder, earlier.first) is not None
-        return earlier.resume or is_ours
+        return earlier.resume or is_ours or holder == submission_id
 
     with Lease(layout.lease_uri, submission_id, patient_with=may_be_dead, over=earlier.over):
         return _run(spec, submission_id, predictor, accepted, earlier)
@@ -103,29 +105,29 @@ def _run(
     is_new = before is None and not earlier.overwrite
     if is_new:
         accepted(layout)
-    found = look(spec)
+    found = look(spec, before)
     _tell(spec, found)
 
     if not ray.is_initialized():
         on_sigterm = signal.getsignal(signal.SIGTERM)
         ray.init()
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own there
-    placement = _place(spec)
+    placement = _place(spec, before, earlier)
     asked = identity.asked(identity.settings(spec), found.files)
-    done = _begin(layout, submission_id, before, asked, earlier)
+    further = {"columns": found.columns.to_json(), "device": placement.device}
+    done = _begin(layout, submission_id, before, asked | further, earlier)
+    jobs = [*(name for name in done.attempts[:-1] if name != submission_id), submission_id]
     if not is_new:  # only now is what was there this run's, or gone
         accepted(layout)
     if done.manifest is not None:
         say("the run is over already: nothing is left to do")
-        result = done.manifest | {"submission_id": submission_id, "attempts": done.attempts}
-        storage.write_bytes(layout.manifest_uri, json.dumps(result, indent=1).encode())
-        return result
+        return _write_manifest(layout, done.manifest | {"submission_id": submission_id, "attempts": jobs})
     if done.records:
         say(f"resumed: {sum(map(len, done.spans.values())):,} rows are done already")
     storage.write_bytes(layout.spec_uri, json.dumps(_told(spec), indent=1).encode())
     board = progress.start_board(len(found.files), found.num_bytes, spec.on_error.max_error_rate)
     schema = data_schema(spec, found.columns.schema, openai=found.openai)
-    parts = sink.PartsDatasink(layout, submission_id, spec.output.rows_per_part, schema, board, found.copied)
+    parts = sink.PartsDatasink(layout, done.attempts[-1], spec.output.rows_per_part, schema, board, found.copied)
     parts.records.update(done.records)
     _go_on(board, done, found)
     num_left = max(0, found.num_rows - sum(map(len, done.spans.values())))
@@ -133,7 +135,7 @@ def _run(
     _set_up_ray_data(hand_over.block_rows(fleet, found) * found.row_bytes, fleet.max_replicas)
     dataset = source.read(spec, found, board, _repeated_ids(spec, found), done)
     if dataset is not None:
-        save_files = functools.partial(checkpoint.save_files, layout, submission_id)
+        save_files = functools.partial(checkpoint.save_files, layout, done.attempts[-1])
         with reporter.Reporter(board, layout.progress_uri, len(found.files), spec.output.preview_rows, save_files):
             _answer(fleet, found, dataset, num_left, predictor=predictor, placement=placement, board=board, parts=parts)
     now = ray.get(board.snapshot.remote())
@@ -146,28 +148,32 @@ def _run(
         spec,
         asked=asked,
         parts=parts.parts,
-        attempts=done.attempts,
+        attempts=jobs,
         now=now,
         started_at=started_at,
         gpus_per_replica=spec.engine.world_size / placement.engines_per_gpu if placement.device == "gpu" else 0,
     )
     storage.write_bytes(layout.progress_uri, json.dumps(now.to_json()).encode())
-    storage.write_bytes(layout.manifest_uri, json.dumps(result, indent=1).encode())
-    return result
+    return _write_manifest(layout, result)
+
+
+def _write_manifest(layout: Layout, manifest: dict[str, Any]) -> dict[str, Any]:
+    storage.write_bytes(layout.manifest_uri, json.dumps(manifest, indent=1).encode())
+    return manifest
 
 
 def _begin(
     layout: Layout,
     submission_id: str,
     before: Mapping[str, Any] | None,
-    asked: Mapping[str, Any],
+    now: Mapping[str, Any],
     earlier: Earlier,
 ) -> "Done":
     """Makes the output this attempt's; gives what is done, without what is to be tried again."""
     from rayferry.job import checkpoint, failed_rows
 
-    done = checkpoint.begin(layout, submission_id, before, asked, new_files=earlier.new_input, token=earlier.run)
-    return failed_rows.forget(layout, submission_id, done, earlier.run) if earlier.retry_failed else done
+    done = checkpoint.begin(layout, submission_id, before, now, new_files=earlier.new_input, token=earlier.run)
+    return failed_rows.forget(layout, done, earlier.run) if earlier.retry_failed else done
 
 
 def _answer(  # noqa: PLR0913  # what it brings together
@@ -226,8 +232,27 @@ def _go_on(board: "ActorHandle[Any]", done: "Done", found: "Input") -> None:
     board.go_on.remote(done.parts, whole)
 
 
-def _place(spec: JobSpec) -> Placement:
-    placement = plan_here(spec)
+def _place(spec: JobSpec, before: Mapping[str, Any] | None, earlier: Earlier) -> Placement:
+    """Where the replicas are to be; nodes that a run had when it began are waited for.
+
+    Raises:
+        JobError: no node can hold a replica, or not all of them fit.
+    """
+    if before is not None and before["device"] == "gpu" and spec.resources.device == "auto":
+        spec = spec.model_copy(update={"resources": spec.resources.model_copy(update={"device": "gpu"})})
+    until = time.monotonic() + (_NODES_COME_BACK_S if before is not None or earlier.later else 0)
+    told = ""
+    while True:
+        try:
+            placement = plan_here(spec)
+            break
+        except JobError as error:
+            if time.monotonic() > until:
+                raise
+            if str(error) != told:
+                told = str(error)
+                say(f"{error}; the run had that when it began: waiting up to {_NODES_COME_BACK_S / 60:g} minutes")
+            time.sleep(_POLL_S)
     if placement.note:
         say(placement.note)
     return placement

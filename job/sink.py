@@ -71,7 +71,7 @@ class PartsDatasink(Datasink["tuple[str, checkpoint.Record] | None"]):  # type: 
     def __init__(
         self,
         layout: Layout,
-        submission_id: str,
+        attempt: str,
         rows_per_part: int,
         schema: pa.Schema,
         progress: "ActorHandle[Any] | None" = None,
@@ -81,14 +81,14 @@ class PartsDatasink(Datasink["tuple[str, checkpoint.Record] | None"]):  # type: 
 
         Args:
             layout: the run's places.
-            submission_id: the Ray job that writes.
+            attempt: the name of the attempt that writes.
             rows_per_part: rows gathered before a part is written.
             schema: exactly the columns of data/; with `rows.RESPONSE` among a task's own, openai/ is written too.
             progress: told of every part; may say that the run is hopeless.
             copied: the own column that may have travelled as the prompt alone.
         """
         self._layout = layout
-        self._submission_id = submission_id
+        self._attempt = attempt
         self._rows_per_part = rows_per_part
         self._schema = schema
         self._copied = copied
@@ -122,7 +122,7 @@ class PartsDatasink(Datasink["tuple[str, checkpoint.Record] | None"]):  # type: 
         table = pa.concat_tables(tables)
         if self._copied is not None:
             table = with_copy(table, self._copied)
-        record_uri = checkpoint.record_uri(self._layout, self._submission_id, ctx.task_idx)
+        record_uri = checkpoint.record_uri(self._layout, self._attempt, ctx.task_idx)
         rows = spans_of(table)
         record = checkpoint.Record.read(record_uri)
         stages = table.column("stage")
@@ -146,7 +146,7 @@ class PartsDatasink(Datasink["tuple[str, checkpoint.Record] | None"]):  # type: 
         return record_uri, record
 
     def _write_parts(self, table: pa.Table, data: pa.Table, task: int) -> list[Part]:
-        name = checkpoint.part_name(self._submission_id, task)
+        name = checkpoint.part_name(self._attempt, task)
         parts = []
         if data.num_rows:
             parts.append(_write(f"{self._layout.data_uri}{name}.parquet", "data", data))
@@ -160,7 +160,7 @@ class PartsDatasink(Datasink["tuple[str, checkpoint.Record] | None"]):  # type: 
 
     def write_empty(self) -> None:
         """Writes a part without rows, so that there is always one to read."""
-        name = checkpoint.part_name(self._submission_id, 0)
+        name = checkpoint.part_name(self._attempt, 0)
         part = _write(f"{self._layout.data_uri}{name}.parquet", "data", self._schema.empty_table())
         self.records[""] = checkpoint.Record([part.to_json()], {})
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from shlex import quote
 
+from rayferry.job.errors import EXIT_PASSING
 from rayferry.job.layout import Layout
 from rayferry.job.log import MARK
 from rayferry.submit.client import JobInfo
@@ -89,7 +90,7 @@ def sort(info: JobInfo) -> Failure | None:
     """Whose matter a job's failure is; None if it did not fail, or Ray does not tell."""
     if info.status != "FAILED":
         return None
-    if info.exit_code in _KILLED | _ENDED:  # from outside
+    if info.exit_code in _KILLED | _ENDED | {EXIT_PASSING}:  # from outside, or as the driver itself knows
         return _CLUSTER
     if info.exit_code is None and _NO_WORKER.search(info.message):
         return _ENVIRONMENT

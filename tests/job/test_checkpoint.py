@@ -56,6 +56,16 @@ def test_a_resumed_run_knows_the_rows_of_every_record(attempt, layout):
     assert (len(done.parts), done.attempts) == (2, ["run-1", "run-1-a2"])
 
 
+def test_an_attempt_whose_id_was_there_already_has_a_name_of_its_own(attempt, layout):
+    names = [attempt("run-1", resume=True).attempts[-1]]
+    write_part(layout, names[-1], 0, {"/in/a.txt": [[0, 3]]})
+    names += [attempt("run-1", resume=True).attempts[-1] for _ in range(2)]
+    write_part(layout, names[-1], 0, {"/in/a.txt": [[3, 4]]})
+    done = attempt("run-2", resume=True)
+    assert names == ["run-1", "run-1.2", "run-1.3"]
+    assert (len(done.spans["/in/a.txt"]), len(done.parts)) == (4, 2)
+
+
 def test_a_file_is_done_if_as_many_rows_are_done_as_it_has(attempt, layout):
     attempt("run-1")
     write_part(layout, "run-1", 0, {"/in/a.txt": [[0, 3]], "/in/b.txt": [[0, 3]]})

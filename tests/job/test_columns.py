@@ -7,7 +7,19 @@ import pytest
 
 from rayferry.job.columns import Column, Columns, from_schema, infer, merge, parse_json_lines
 
+ALL = {
+    "a": Column("a", pa.list_(pa.int64())),
+    "id": Column("id_", pa.string(), as_json=True),
+    "t": Column("t", pa.timestamp("us", "UTC")),
+}
 STRUCT = pa.struct([("a", pa.int64())])
+
+
+@pytest.mark.parametrize("columns", [Columns(), Columns(ALL, rescue=True)], ids=["none", "some"])
+def test_columns_come_back_from_a_run_s_state_as_they_were(columns):
+    back = Columns.from_json(json.loads(json.dumps(columns.to_json())))
+    assert back == columns
+    assert list(back.columns) == list(columns.columns)
 
 
 def found(*values):

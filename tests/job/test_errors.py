@@ -1,8 +1,10 @@
+import errno
+
 import pytest
 from ray.data.exceptions import SystemException
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, GetTimeoutError, NodeDiedError, RayTaskError
 
-from rayferry.job.errors import EngineError, JobError, RayferryError, SpecError, root_line
+from rayferry.job.errors import EngineError, JobError, RayferryError, SpecError, is_passing, root_line
 
 
 def caused(error, cause):
@@ -61,3 +63,37 @@ def test_root_line_ends_on_a_ring_of_causes():
 
 def test_root_line_is_one_line():
     assert "\n" not in root_line(ValueError("one\n\ntwo\nthree"))
+
+
+SLOW_DOWN = OSError("When writing: AWS Error SLOW_DOWN during PutObject operation: try less often")
+DENIED = OSError("When reading: AWS Error ACCESS_DENIED during HeadObject operation")
+AWAY = OSError(errno.EIO, "AWS Error NETWORK_CONNECTION during GetObject operation: curlCode: 7")
+RESET = ConnectionResetError("reset by peer")
+
+
+@pytest.mark.parametrize(
+    ("error", "before", "under_way"),
+    [
+        (ActorDiedError(), True, True),
+        (NodeDiedError("lost"), True, True),
+        (from_task(ActorDiedError()), True, True),
+        (caused(RuntimeError("x"), from_task(ActorDiedError())), True, True),
+        (died_of(ValueError("no such model")), False, False),
+        (caused(JobError("rows lost"), ActorDiedError()), False, False),
+        (from_task(JobError("rows lost")), False, False),
+        (SLOW_DOWN, False, True),
+        (RESET, False, True),
+        (from_task(AWAY), False, True),
+        (caused(JobError("s3://b: cannot be read"), AWAY), False, True),
+        (caused(JobError("s3://b: cannot be read"), DENIED), False, False),
+        (DENIED, False, False),
+        (FileNotFoundError("x"), False, False),
+        (GetTimeoutError("late"), False, False),
+        (from_task(ValueError("x")), False, False),
+        (JobError("no input"), False, False),
+        (MemoryError(), False, False),
+    ],
+    ids=str,
+)
+def test_what_the_cluster_or_the_store_did_may_pass(error, before, under_way):
+    assert [is_passing(error, is_under_way=started) for started in (False, True)] == [before, under_way]

@@ -1,6 +1,6 @@
-from rayferry.job import storage
+from rayferry.job import identity, storage
 from rayferry.job.ids import find_repeated, hash_of
-from rayferry.job.storage import list_files
+from rayferry.job.storage import File, list_files
 
 
 def lines(f, _path):
@@ -27,6 +27,11 @@ def test_of_each_id_that_comes_again_the_first_row_is_told(cluster, tmp_path):
         hash_of("b"): (0, 2),
         hash_of("c"): (1, 2),
     }
+
+
+def test_a_file_that_came_later_is_behind_those_of_the_run():
+    files = [File(name, 1, name) for name in ("a", "b", "c")]
+    assert [file.path for file in identity.in_order(files, [["c", 1, 0], ["b", 1, 0]])] == ["c", "b", "a"]
 
 
 def test_rows_without_an_id_are_none_of_each_other(cluster, tmp_path):

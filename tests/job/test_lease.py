@@ -36,9 +36,15 @@ def test_a_second_one_is_told_who_holds_it(uri):
         Lease(uri, "run-2").__enter__()
 
 
-def test_the_holder_may_take_it_again(uri):
-    with Lease(uri, "run-1"), Lease(uri, "run-1"):
-        pass
+def test_a_second_one_of_the_same_name_is_another_one(uri):
+    with Lease(uri, "run-1"), pytest.raises(JobError, match="run-1 is writing"):
+        Lease(uri, "run-1").__enter__()
+
+
+def test_whose_put_was_carried_out_though_its_answer_was_lost_has_it(uri):
+    first = Lease(uri, "run-1")
+    with first:
+        assert first._take()
 
 
 def test_a_lease_that_was_given_back_can_be_taken(uri):

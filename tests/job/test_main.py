@@ -71,6 +71,14 @@ def test_every_end_has_its_exit_code(main, outcome, code):
 
 
 @pytest.mark.parametrize(
+    ("out", "flags", "code"), [(True, (), 75), (False, (), 1), (False, ("--later", "--run", "run-1/1"), 75)]
+)
+def test_a_store_that_fails_under_way_ends_with_its_own_code(main, tmp_path, out, flags, code):
+    away = OSError("AWS Error NETWORK_CONNECTION during PutObject operation: curlCode: 7")
+    assert main(away, out=str(tmp_path / "out") if out else None, arguments=flags) == code
+
+
+@pytest.mark.parametrize(
     "spec", [b"{}", b"[]", b'{"model": "m"', b"\xff", json.dumps(SPEC | {"task": "dance"}).encode()]
 )
 def test_a_spec_that_is_not_valid_ends_with_2(main, spec):

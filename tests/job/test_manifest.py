@@ -152,6 +152,7 @@ def test_a_fingerprint_is_a_sha256(make_spec):
         {"sampling": {"seed": 1}},
         {"engine": {"max_model_len": 128}},
         {"engine": {"quantization": "fp8"}},
+        {"engine": {"load_format": "dummy"}},
         {"engine": {"something_new": 1}},
         {"input": {"column": "prompt"}},
         {"input": {"template": "{{ a }}"}},

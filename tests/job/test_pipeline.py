@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 import uuid
 import warnings
 from contextlib import redirect_stdout
@@ -25,7 +26,7 @@ from ray.util.annotations import RayDeprecationWarning
 from rayferry.job import RAY_FLOOR, pipeline, storage
 from rayferry.job.answers import Answers
 from rayferry.job.earlier import Earlier
-from rayferry.job.errors import JobError, TooManyErrorsError
+from rayferry.job.errors import EXIT_PASSING, JobError, TooManyErrorsError, is_passing
 from rayferry.job.layout import Layout
 from rayferry.job.rows import data_schema
 from rayferry.job.spec import parse
@@ -86,6 +87,17 @@ class Breaking(Upper):
             while not (await self.progress.snapshot.remote()).succeeded:  # noqa: ASYNC110  # it is another process's
                 await asyncio.sleep(0.2)
             raise RuntimeError("boom")
+        return await super().__call__(table)
+
+
+class Regicide(Upper):
+    """Kills the board, once some rows are written."""
+
+    async def __call__(self, table):
+        if "boom" in table.column("prompt").to_pylist():
+            while not (await self.progress.snapshot.remote()).succeeded:  # noqa: ASYNC110  # it is another process's
+                await asyncio.sleep(0.2)
+            ray.kill(self.progress)
         return await super().__call__(table)
 
 
@@ -526,13 +538,18 @@ def lines_of_words(name, count):
     return "".join(f"{name} {at}\n" for at in range(count)).encode()
 
 
+def driver(spec, address, predictor):
+    """Runs a job in a process of its own."""
+    words = [sys.executable, __file__, json.dumps(spec.to_json()), address, predictor.__name__]
+    return subprocess.run(words, check=False, capture_output=True, text=True, timeout=120)
+
+
 def broken_off(spec, address):
     """Runs a job in a process of its own until it breaks, with part of its rows done; it will not break again."""
     mark = Path(spec.model)
     mark.touch()
-    driver = [sys.executable, __file__, json.dumps(spec.to_json()), address]
-    ended = subprocess.run(driver, check=False, capture_output=True, text=True, timeout=120)
-    assert "boom" in ended.stderr
+    ended = driver(spec, address, Breaking)
+    assert ("boom" in ended.stderr, ended.returncode) == (True, 1)
     mark.unlink()
 
 
@@ -584,6 +601,62 @@ def test_a_run_that_broke_off_is_resumed_then_over_then_given_more_then_done_ane
     assert not any("run-1" in key for key in keys_under(spec.output.uri))
 
 
+def test_a_run_whose_board_dies_is_for_another_attempt_to_end(spec_of, cluster):
+    spec = spec_of({"a.txt": lines_of_words("a", 300) + b"boom\n"}, batch_size=40)
+    spec = spec.model_copy(update={"output": spec.output.model_copy(update={"rows_per_part": 80})})
+    assert driver(spec, cluster.gcs_address, Regicide).returncode == EXIT_PASSING
+    resumed = pipeline.run(spec, "run-1-a2", Upper, earlier=Earlier(resume=True, over=("run-1",)))
+    assert resumed["counts"] == {"total": 301, "succeeded": 301, "failed": 0}
+
+
+def lines_of(*rows):
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def test_files_that_come_later_take_no_id_and_no_type_of_the_first_ones(spec_of):
+    rows = [{"key": f"k{at}", "text": f"old {at}", "n": at} for at in range(20)]
+    spec = spec_of({"m.jsonl": lines_of(*rows)}, on_error={"max_error_rate": 1.0})
+    spec = spec.model_copy(update={"input": spec.input.model_copy(update={"id_column": "key"})})
+    pipeline.run(spec, "nightly", Upper)
+    newer = [{"key": f"k{at}", "text": f"new {at}", "n": "no number", "more": 1.5} for at in range(15, 25)]
+    storage.write_bytes(f"{spec.input.uris[0]}a.jsonl", lines_of(*newer))
+    # by the same name, as of a job that a new cluster carries out
+    manifest = pipeline.run(spec, "nightly", Upper, earlier=Earlier(resume=True, new_input=True))
+    again = pipeline.run(spec, "nightly", Upper, earlier=Earlier(resume=True))
+    tables = {part["uri"]: pq.read_table(io.BytesIO(bytes_of(part["uri"]))) for part in manifest["parts"]}
+    found = [row for part in manifest["parts"] if part["kind"] == "data" for row in tables[part["uri"]].to_pylist()]
+    assert {row["id"]: row["prompt"] for row in found} == {
+        f"k{at}": f"{'old' if at < 20 else 'new'} {at}" for at in range(25)
+    }
+    assert len(found) == 25
+    assert manifest["counts"] == {"total": 30, "succeeded": 25, "failed": 5}
+    assert {str(table.schema.field("n").type) for uri, table in tables.items() if "/data/" in uri} == {"int64"}
+    assert {row["rescued_data"] for row in found if row["id"] == "k20"} == {'{"n": "no number"}'}
+    assert [row["more"] for row in found if row["id"] == "k20"] == [1.5]
+    assert (again["parts"], again["attempts"][-1]) == (manifest["parts"], "nightly")
+
+
+def test_an_attempt_waits_for_the_nodes_that_the_run_had(make_spec, monkeypatch, capsys):
+    plans = [JobError("no node has a GPU"), JobError("no node has a GPU"), SimpleNamespace(note="")]
+    asked = []
+
+    def plan_here(spec):
+        asked.append(spec.resources.device)
+        plan = plans.pop(0)
+        if isinstance(plan, JobError):
+            raise plan
+        return plan
+
+    monkeypatch.setattr(pipeline, "plan_here", plan_here)
+    monkeypatch.setattr(pipeline, "_POLL_S", 0.01)
+    pipeline._place(make_spec(), {"device": "gpu"}, Earlier(resume=True))
+    assert asked == ["gpu"] * 3
+    assert capsys.readouterr().out.count("no node has a GPU") == 1
+    plans[:] = [JobError("no node has a GPU")]
+    with pytest.raises(JobError):
+        pipeline._place(make_spec(), None, Earlier())
+
+
 def test_rows_that_failed_are_tried_again_and_replace_their_errors(spec_of, tmp_path):
     line = {"method": "POST", "url": "/v1/completions"}
     prompts = [f"{'refuse' if at % 10 == 0 else 'answer'} {at}" for at in range(200)] + [None]
@@ -628,6 +701,10 @@ def test_where_no_row_failed_none_is_tried_again(spec_of):
     assert again == first | {"submission_id": "run-2", "attempts": ["run-1", "run-2"]}
 
 
-if __name__ == "__main__":  # an attempt that breaks, see `broken_off`
+if __name__ == "__main__":  # an attempt that breaks, see `driver`
     ray.init(address=sys.argv[2])
-    pipeline.run(parse(json.loads(sys.argv[1]), "job"), "run-1", Breaking)
+    try:
+        pipeline.run(parse(json.loads(sys.argv[1]), "job"), "run-1", globals()[sys.argv[3]])
+    except Exception as error:  # noqa: BLE001  # whatever Ray makes of it
+        traceback.print_exc()
+        sys.exit(EXIT_PASSING if is_passing(error, is_under_way=False) else 1)

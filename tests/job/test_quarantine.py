@@ -180,6 +180,13 @@ def test_a_first_load_that_fails_ends_the_run(board):
     assert board.snapshot().failure == "no such model"
 
 
+def test_a_first_load_that_fails_where_another_one_did_not_is_tried_again(board):
+    Replica(board, "good")
+    board.replica_starts("r/1")
+    assert board.engine_died("r/1", "this node's disk is full", loading=True) is True
+    assert (board.snapshot().failure, board.snapshot().deaths) == (None, ["this node's disk is full"])
+
+
 def test_a_replica_that_is_started_again_is_one_replica(board):
     Replica(board).start()
     assert board.snapshot().load_s == [1.0]

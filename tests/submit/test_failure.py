@@ -33,8 +33,8 @@ def test_every_error_type_of_this_ray_is_sorted(error_type):
     assert sort(failed(error_type)) is not None
 
 
-@pytest.mark.parametrize("code", [137, -9, 143, -15, 134, -6, 139, -11])
-def test_a_driver_that_was_killed_is_the_clusters_matter(code):
+@pytest.mark.parametrize("code", [137, -9, 143, -15, 134, -6, 139, -11, 75])
+def test_a_driver_that_was_killed_or_knows_that_it_was_the_cluster_is_the_clusters_matter(code):
     assert sort(failed("JOB_ENTRYPOINT_COMMAND_ERROR", code)).name == "cluster"
 
 
