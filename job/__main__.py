@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         root = root_line(error)
         say(f"error: {root}")
         code = error.exit_code if isinstance(error, RayferryError) else 1
-        if code == 1 and is_passing(error, is_under_way=recorder.is_started or options.later):
+        if code == 1 and is_passing(error, is_under_way=recorder.is_started or Earlier.read(options).goes_on):
             code = EXIT_PASSING
         recorder.end("FAILED", code, root)
         return code

@@ -8,6 +8,7 @@ each other are one span, so that ten million rows are some thousand numbers.
 import functools
 import itertools
 import json
+import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from rayferry.job.spans import Spans
 
 SCHEMA_VERSION = 1
 _THREADS = 32
+_AGAIN = re.compile(r"\.again\d+$")
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,14 @@ class Done:
         num_rows: rows of the files that were read to their end, by path.
         attempts: their names, in order, and last that of the attempt which goes on: the submission ids, with a number
             where one was there already.
+        overwritten: names of the attempts of the run that was here before, whose workers may outlive it.
         manifest: of the run, if it is over.
     """
 
     records: dict[str, Record] = field(default_factory=dict)
     num_rows: dict[str, int] = field(default_factory=dict)
     attempts: list[str] = field(default_factory=list)
+    overwritten: list[str] = field(default_factory=list)
     manifest: dict[str, Any] | None = None
 
     @property
@@ -127,39 +131,64 @@ def begin(
     before: Mapping[str, Any] | None,
     now: Mapping[str, Any],
     *,
-    new_files: bool = False,
+    retry_failed: bool = False,
     token: str | None = None,
 ) -> Done:
-    """Makes the output this attempt's, and finds what is done.
+    """Makes the output this attempt's, and finds what is done; `refuse_other` goes before.
 
     Args:
         layout: the run's places.
         submission_id: the Ray job that begins.
         before: what `check_output` gave; None: whatever is there is removed.
         now: what this attempt is asked, by `identity.asked`, and what else its later attempts are to know.
-        new_files: files may have come since.
+        retry_failed: the rows that failed are to be tried again.
         token: the run's name, by which its later attempts know it.
 
     Raises:
-        JobError: the run was begun with another job file or input.
+        JobError: what is there cannot be read.
     """
-    if before is None:
-        _empty(layout)
-    else:
-        identity.refuse_other(layout, before["settings"], now["settings"])
-        identity.refuse_other_input(layout, before["files"], now["files"], new_files=new_files)
+    overwritten = _empty(layout) if before is None else before["overwritten"]
     name = _new_name(layout, submission_id)
-    done = Done(attempts=[name]) if before is None else _done(layout, name)
-    if before is None or before["files"] != now["files"]:
-        if done.manifest is not None:  # of a run that was over, and is no more
+    is_changed = before is None or before["files"] != now["files"]
+    if before is None:
+        done = Done(attempts=[name], overwritten=overwritten)
+    else:
+        manifest = _read_json(layout.manifest_uri)
+        is_over = manifest is not None and not is_changed and not (retry_failed and manifest["counts"]["failed"])
+        if manifest is not None and not is_over:
             storage.remove(layout.manifest_uri)
-            done = replace(done, manifest=None)
+        done = replace(_done(layout, name, manifest, is_over=is_over), overwritten=overwritten)
+    if is_changed:
         run, token = (submission_id, token) if before is None else (before["run"], before.get("token"))
-        state = {"schema_version": SCHEMA_VERSION, "run": run, "token": token, **now}
+        state = {"schema_version": SCHEMA_VERSION, "run": run, "token": token, "overwritten": overwritten, **now}
         storage.write_bytes(layout.run_uri, json.dumps(state).encode())
     attempt = {"schema_version": SCHEMA_VERSION, "submission_id": submission_id}
     storage.write_bytes(f"{layout.attempts_uri}{name}.json", json.dumps(attempt).encode())
     return done
+
+
+def refuse_other(
+    layout: Layout, before: Mapping[str, Any] | None, now: Mapping[str, Any], *, new_files: bool = False
+) -> None:
+    """Refuses to go on with a run that was asked something else; changes nothing.
+
+    Args:
+        layout: the run's places.
+        before: what `check_output` gave; None: there is none to go on with.
+        now: what this attempt is asked, by `identity.asked`.
+        new_files: files may have come since.
+
+    Raises:
+        JobError: with what differs.
+    """
+    if before is not None:
+        identity.refuse_other(layout, before["settings"], now["settings"])
+        identity.refuse_other_input(layout, before["files"], now["files"], new_files=new_files)
+
+
+def jobs_of(attempts: Sequence[str]) -> list[str]:
+    """The submission ids of attempts by their names, each once, where it comes last."""
+    return list(dict.fromkeys(_AGAIN.sub("", name) for name in reversed(attempts)))[::-1]
 
 
 def _new_name(layout: Layout, submission_id: str) -> str:
@@ -168,12 +197,17 @@ def _new_name(layout: Layout, submission_id: str) -> str:
     A cluster that is new, or has forgotten its jobs, takes a submission id that was there already.
     """
     taken = set(storage.children(layout.attempts_uri))
-    names = itertools.chain([submission_id], (f"{submission_id}.{number}" for number in itertools.count(2)))
+    names = itertools.chain([submission_id], (f"{submission_id}.again{number}" for number in itertools.count(2)))
     return next(name for name in names if f"{name}.json" not in taken)
 
 
-def _empty(layout: Layout) -> None:
-    """Removes what a run left: first what says that it is there, for nobody to go on with it if this is cut short."""
+def _empty(layout: Layout) -> list[str]:
+    """Removes what a run left: first what says that it is there, for nobody to go on with it if this is cut short.
+
+    Returns:
+        The names of its attempts.
+    """
+    names = [name.removesuffix(".json") for name in storage.children(layout.attempts_uri)]
     there = {layout.output_uri + name for name in storage.children(layout.output_uri)}
     there |= {layout.meta_uri + name for name in storage.children(layout.meta_uri)}
     parts = (layout.data_uri, layout.errors_uri, layout.openai_uri)
@@ -181,6 +215,7 @@ def _empty(layout: Layout) -> None:
     for uri in (*told, layout.checkpoint_uri, layout.attempts_uri, *parts):
         if uri.rstrip("/") in there:
             storage.remove(uri)
+    return names
 
 
 def _refuse_used(layout: Layout, before: Mapping[str, Any] | None, *, is_resume: bool) -> None:
@@ -212,30 +247,33 @@ def check_once(records: Mapping[str, Record]) -> None:
         raise JobError(msg)
 
 
-def _done(layout: Layout, name: str) -> Done:
-    uris = [layout.checkpoint_uri + name for name in storage.children(layout.checkpoint_uri)]
+def _done(layout: Layout, name: str, manifest: dict[str, Any] | None, *, is_over: bool) -> Done:
+    """What is done, by the records; of a run that has, or had, a manifest, by those whose parts are in it."""
+    ours = attempts(layout, name)
+    there = storage.children(layout.checkpoint_uri)
+    uris = [layout.checkpoint_uri + one for one in there if _attempt_of(one) in ours]
+    # of an overwritten run a worker may have put one since
+    others = [layout.checkpoint_uri + one for one in there if _attempt_of(one) not in ours]
     with ThreadPoolExecutor(_THREADS) as threads:
         asked = [uri for uri in uris if not uri.endswith(_FILES)]
         found = {uri: record for uri, record in zip(asked, threads.map(Record.read, asked), strict=True) if record}
         read_files = list(threads.map(_read_json, [uri for uri in uris if uri.endswith(_FILES)]))
-    manifest = _read_json(layout.manifest_uri)
-    if manifest is None:
-        whole, torn = _whole(layout, found)
-        kept, late = _apart(whole)
-        late += torn
-        if torn:
-            say(f"{counted(len(torn), 'record')} of parts that are not there: their rows are answered again")
-    else:
+    kept = found
+    if manifest is not None:
         listed = {part["uri"] for part in manifest["parts"]}
         kept = {uri: record for uri, record in found.items() if all(part["uri"] in listed for part in record.parts)}
-        late = sorted(found.keys() - kept.keys())
-    for uri in late:
+    if not is_over:
+        kept, torn = _whole(layout, kept)
+        if torn:
+            say(f"{counted(len(torn), 'record')} of parts that are not there: their rows are answered again")
+        kept = _apart(kept)[0]
+    for uri in [*others, *sorted(found.keys() - kept.keys())]:
         storage.remove(uri)
     return Done(
         records=kept,
         num_rows={path: rows for files in read_files if files for path, rows in files.items()},
-        attempts=attempts(layout, name),
-        manifest=manifest,
+        attempts=ours,
+        manifest=manifest if is_over else None,
     )
 
 
@@ -293,6 +331,11 @@ def attempts(layout: Layout, name: str) -> list[str]:
 def save_files(layout: Layout, attempt: str, num_rows: Mapping[str, int]) -> None:
     """Keeps how many rows files have that were read to their end, so that a file that is done is not read again."""
     storage.write_bytes(f"{layout.checkpoint_uri}{attempt}{_FILES}", json.dumps(dict(num_rows)).encode())
+
+
+def _attempt_of(record: str) -> str:
+    """The name of the attempt that wrote a record, or how many rows files have, by its name."""
+    return record.removesuffix(_FILES) if record.endswith(_FILES) else record.rpartition("-")[0]
 
 
 def record_uri(layout: Layout, attempt: str, task: int) -> str:

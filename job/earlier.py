@@ -70,6 +70,11 @@ class Earlier:
         return self.resume or self.overwrite or self.later
 
     @property
+    def goes_on(self) -> bool:
+        """True if there is something to go on with, as far as is known."""
+        return self.resume or self.later
+
+    @property
     def first(self) -> str | None:
         """The submission id of the run's first attempt."""
         return self.run.rpartition("/")[0] if self.run is not None else None

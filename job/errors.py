@@ -3,7 +3,8 @@
 RayferryError            something failed; its text is what the user reads
 ├── SpecError            the job file or a flag is wrong: exit code 2
 ├── JobError             the run cannot start or cannot go on: exit code 1
-│   └── TooManyErrorsError   so many rows failed that going on is of no use: exit code 3
+│   ├── TooManyErrorsError   so many rows failed that going on is of no use: exit code 3
+│   └── NodesError           the nodes that the run had have not come back: exit code 75
 ├── EngineError          the inference engine could not start, or died: exit code 1
 └── UnseenError          a check cannot see it from where it runs; the job may well find it
 
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 
 EXIT_PASSING = 75  # of the driver, where `is_passing`; by the name EX_TEMPFAIL of sysexits.h
 _MAX_CHARS = 1000
+_TROUBLE = 500  # the least status of HTTP by which a server tells that the fault is its own
 _STORE = re.compile(
     r"AWS Error (NETWORK_CONNECTION|SLOW_DOWN|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|REQUEST_TIME"
     r"|UNKNOWN \(HTTP status 5\d\d\))"
@@ -47,6 +49,12 @@ class TooManyErrorsError(JobError):
     """More rows failed than `max_error_rate` allows, whatever becomes of the rest."""
 
     exit_code = 3
+
+
+class NodesError(JobError):
+    """The nodes that a run had when it began have not come back in time; they may yet."""
+
+    exit_code = EXIT_PASSING
 
 
 class EngineError(RayferryError):
@@ -82,11 +90,20 @@ def is_passing(error: BaseException, *, is_under_way: bool) -> bool:
     for one in _chain(error):
         if isinstance(one, lost):
             return not getattr(one, "actor_init_failed", False)
-        if is_under_way and (
-            isinstance(one, ConnectionError) or (isinstance(one, OSError) and _STORE.search(str(one)))
-        ):
+        if is_under_way and _is_of_store(one):
             return True
     return False
+
+
+def _is_of_store(error: BaseException) -> bool:
+    """True if a store did not answer, or told of trouble of its own; by name, as the laptop may not have boto3."""
+    if isinstance(error, OSError) and _STORE.search(str(error)):
+        return True
+    answer = getattr(error, "response", None)  # of botocore's ClientError
+    if isinstance(answer, dict):
+        status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return int(status) >= _TROUBLE
+    return bool({kind.__name__ for kind in type(error).__mro__} & {"ConnectionError", "HTTPClientError"})
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -99,7 +116,8 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
             seen.add(id(one))
             yield one
             if isinstance(one, RayferryError):
-                left += [one.__cause__] if isinstance(one.__cause__, OSError) else []
+                is_stores = isinstance(one.__cause__, OSError) or type(one.__cause__).__module__.startswith("botocore.")
+                left += [one.__cause__] if is_stores else []
             else:
                 left += [one.__context__, one.__cause__, getattr(one, "cause", None)]
 

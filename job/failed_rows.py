@@ -24,8 +24,8 @@ _THREADS = 32
 def forget(layout: Layout, done: Done, run: str | None = None) -> Done:
     """Makes a run's failed rows undone, for this attempt to try them again.
 
-    The manifest goes first, as the run is not over then; each record is replaced in one write. So wherever this is
-    cut short, the run can be resumed, and every row is done or is not. Parts that no record names any more stay until
+    The manifest has gone first, by `checkpoint.begin`; each record is replaced in one write. So wherever this is cut
+    short, the run can be resumed, and every row is done or is not. Parts that no record names any more stay until
     the run's end, see `checkpoint.remove_orphans`.
 
     Args:
@@ -46,14 +46,13 @@ def forget(layout: Layout, done: Done, run: str | None = None) -> Done:
     if not failed:
         say("no row has failed: none is tried again")
         return done
-    storage.remove(layout.manifest_uri)
     with ThreadPoolExecutor(_THREADS) as threads:
         changed = threads.map(lambda uri: _without_failed(layout, done.attempts[-1], uri, failed[uri]), failed)
         records = {**done.records, **dict(zip(failed, changed, strict=True))}
     num = sum(part["num_rows"] for record in failed.values() for part in _parts(record, "errors"))
     say(f"{counted(num, 'row')} had failed: tried again")
     storage.write_bytes(layout.retried_uri, begun)
-    return replace(done, records=records, manifest=None)
+    return replace(done, records=records)
 
 
 def _parts(record: Record, kind: str) -> list[dict[str, Any]]:

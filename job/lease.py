@@ -62,7 +62,7 @@ class Lease:
             uri: the object.
             submission_id: who asks.
             patient_with: for which holders to wait until their lease has expired, rather than refuse at once.
-            over: jobs that are known to be over: whatever lease they left may be taken.
+            over: jobs that are known to be over: a lease that they left is taken once it was not renewed in time.
         """
         self._uri = uri
         self._submission_id = submission_id
@@ -123,12 +123,13 @@ class Lease:
             if self._is_mine(content):  # by a put whose answer was lost
                 return old
             holder = _holder(content)
-            if age_s > TTL_S or holder in self._over:
+            # a job of that name, on another cluster, may be alive: it renews what it holds
+            if age_s > (min(TTL_S, 2 * _RENEW_S + 1) if holder in self._over else TTL_S):
                 tag = self._store.put(self._content(), old)
                 if tag is not None:
                     return tag
                 continue
-            if not self._patient_with(holder) or time.monotonic() > until:
+            if not (holder in self._over or self._patient_with(holder)) or time.monotonic() > until:
                 msg = (
                     f"{holder} is writing to this output (it said so {age_s:.0f} s ago); follow it: "
                     f"rayferry logs -f {holder}, or stop it; if it is dead, try again in {TTL_S:g} s"

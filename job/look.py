@@ -73,18 +73,29 @@ def look(spec: JobSpec, before: Mapping[str, Any] | None = None) -> Input:
         before: what the run was asked that is gone on with: its files come first, and its columns keep their types.
 
     Raises:
-        JobError: nothing is there, or the store does not answer.
+        JobError: nothing is there, or the store does not answer; or what came since is of a kind of its own.
     """
     files = storage.list_files(spec.input.uris, anonymous=spec.input.anonymous)
     filesystem, _ = storage.filesystem(spec.input.uris[0], anonymous=spec.input.anonymous)
     if before is None:
         return look_into(spec, filesystem, files)
     files = identity.in_order(files, before["files"])
-    return look_into(spec, filesystem, files, known=Columns.from_json(before["columns"]))
+    found = look_into(spec, filesystem, files, known=Columns.from_json(before["columns"]), openai=before["openai"])
+    if found.openai and not before["openai"]:
+        path = found.formats["openai"][0]
+        msg = f"{path} has OpenAI batch lines, and the run was begun without any; give them a run of their own"
+        raise JobError(msg)
+    return found
 
 
 def look_into(
-    spec: JobSpec, filesystem: Any, files: list[File], max_rows: int = _SAMPLED_ROWS, known: Columns = NO_COLUMNS
+    spec: JobSpec,
+    filesystem: Any,
+    files: list[File],
+    max_rows: int = _SAMPLED_ROWS,
+    *,
+    known: Columns = NO_COLUMNS,
+    openai: bool = False,
 ) -> Input:
     """What `look` tells, of these files.
 
@@ -94,6 +105,7 @@ def look_into(
         files: the files, at least one.
         max_rows: of each file to look at.
         known: columns of parts that are written already.
+        openai: rows are OpenAI batch lines, whatever this look shows.
 
     Raises:
         JobError: the store does not answer.
@@ -104,7 +116,7 @@ def look_into(
         looks = list(pool.map(lambda file: _look_at(filesystem, file, spec.input, max_rows), sampled))
     kinds = [one.kind for one in looks]
     formats = {kind.format: (file.path, kind.reason) for file, kind in zip(sampled, kinds, strict=True)}
-    openai = "openai" in formats
+    openai = openai or "openai" in formats
     reserved = reserved_names(answer_schema(spec, openai=openai))
     found = [
         columns.from_schema(one.rows, reserved)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayferry.job import RAY_FLOOR, hand_over, identity, storage
 from rayferry.job.earlier import NOTHING_EARLIER, Earlier, attempt_number
-from rayferry.job.errors import JobError, TooManyErrorsError
+from rayferry.job.errors import JobError, NodesError, TooManyErrorsError
 from rayferry.job.layout import Layout
 from rayferry.job.lease import Lease
 from rayferry.job.log import counted, say
@@ -108,15 +108,15 @@ def _run(
     found = look(spec, before)
     _tell(spec, found)
 
-    if not ray.is_initialized():
-        on_sigterm = signal.getsignal(signal.SIGTERM)
-        ray.init()
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own there
-    placement = _place(spec, before, earlier)
+    _connect()
     asked = identity.asked(identity.settings(spec), found.files)
-    further = {"columns": found.columns.to_json(), "device": placement.device}
+    checkpoint.refuse_other(layout, before, asked, new_files=earlier.new_input)
+    if before is None:
+        placement = _wait_for_nodes(spec) if earlier.later else plan_here(spec)
+    device = placement.device if before is None else before["device"]
+    further = {"columns": found.columns.to_json(), "openai": found.openai, "device": device}
     done = _begin(layout, submission_id, before, asked | further, earlier)
-    jobs = [*(name for name in done.attempts[:-1] if name != submission_id), submission_id]
+    jobs = checkpoint.jobs_of(done.attempts)
     if not is_new:  # only now is what was there this run's, or gone
         accepted(layout)
     if done.manifest is not None:
@@ -124,6 +124,10 @@ def _run(
         return _write_manifest(layout, done.manifest | {"submission_id": submission_id, "attempts": jobs})
     if done.records:
         say(f"resumed: {sum(map(len, done.spans.values())):,} rows are done already")
+    if before is not None:
+        placement = _wait_for_nodes(spec, device)
+    if placement.note:
+        say(placement.note)
     storage.write_bytes(layout.spec_uri, json.dumps(_told(spec), indent=1).encode())
     board = progress.start_board(len(found.files), found.num_bytes, spec.on_error.max_error_rate)
     schema = data_schema(spec, found.columns.schema, openai=found.openai)
@@ -139,11 +143,7 @@ def _run(
         with reporter.Reporter(board, layout.progress_uri, len(found.files), spec.output.preview_rows, save_files):
             _answer(fleet, found, dataset, num_left, predictor=predictor, placement=placement, board=board, parts=parts)
     now = ray.get(board.snapshot.remote())
-    _tell_end(now)
-    if not any(part.kind == "data" for part in parts.parts):
-        parts.write_empty()
-    checkpoint.check_once(parts.records)
-    checkpoint.remove_orphans(layout, [part.uri for part in parts.parts], done.attempts)
+    _conclude(layout, now, parts, done)
     result = manifest.build(
         spec,
         asked=asked,
@@ -153,8 +153,32 @@ def _run(
         started_at=started_at,
         gpus_per_replica=spec.engine.world_size / placement.engines_per_gpu if placement.device == "gpu" else 0,
     )
-    storage.write_bytes(layout.progress_uri, json.dumps(now.to_json()).encode())
     return _write_manifest(layout, result)
+
+
+def _conclude(layout: Layout, now: "Snapshot", parts: "PartsDatasink", done: "Done") -> None:
+    """Leaves the parts of the run in its output, and no others.
+
+    Raises:
+        JobError: a row was answered twice, or somebody else writes here.
+    """
+    from rayferry.job import checkpoint
+
+    _tell_end(now)
+    storage.write_bytes(layout.progress_uri, json.dumps(now.to_json()).encode())
+    if not any(part.kind == "data" for part in parts.parts):
+        parts.write_empty()
+    checkpoint.check_once(parts.records)
+    checkpoint.remove_orphans(layout, [part.uri for part in parts.parts], done.attempts + done.overwritten)
+
+
+def _connect() -> None:
+    import ray
+
+    if not ray.is_initialized():
+        on_sigterm = signal.getsignal(signal.SIGTERM)
+        ray.init()
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own there
 
 
 def _write_manifest(layout: Layout, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -172,7 +196,7 @@ def _begin(
     """Makes the output this attempt's; gives what is done, without what is to be tried again."""
     from rayferry.job import checkpoint, failed_rows
 
-    done = checkpoint.begin(layout, submission_id, before, now, new_files=earlier.new_input, token=earlier.run)
+    done = checkpoint.begin(layout, submission_id, before, now, retry_failed=earlier.retry_failed, token=earlier.run)
     return failed_rows.forget(layout, done, earlier.run) if earlier.retry_failed else done
 
 
@@ -213,7 +237,7 @@ def _answer(  # noqa: PLR0913  # what it brings together
     try:
         dataset.write_datasink(parts)
     except Exception as error:
-        now = ray.get(board.snapshot.remote())
+        now = ray.get(board.snapshot.remote())  # raises what a dead board is: in a task's error it may not be told
         # told by a write task or a replica itself; Ray's error only quotes it
         if now.hopeless:
             raise TooManyErrorsError(now.hopeless) from error
@@ -232,30 +256,30 @@ def _go_on(board: "ActorHandle[Any]", done: "Done", found: "Input") -> None:
     board.go_on.remote(done.parts, whole)
 
 
-def _place(spec: JobSpec, before: Mapping[str, Any] | None, earlier: Earlier) -> Placement:
-    """Where the replicas are to be; nodes that a run had when it began are waited for.
+def _wait_for_nodes(spec: JobSpec, device: str | None = None) -> Placement:
+    """Where the replicas of a run that goes on are to be; nodes that it had when it began may not be back yet.
+
+    Args:
+        spec: the job.
+        device: what it ran on; None: that is not known.
 
     Raises:
-        JobError: no node can hold a replica, or not all of them fit.
+        NodesError: no node can hold a replica, or not all of them fit.
     """
-    if before is not None and before["device"] == "gpu" and spec.resources.device == "auto":
+    if device == "gpu" and spec.resources.device == "auto":
         spec = spec.model_copy(update={"resources": spec.resources.model_copy(update={"device": "gpu"})})
-    until = time.monotonic() + (_NODES_COME_BACK_S if before is not None or earlier.later else 0)
+    until = time.monotonic() + _NODES_COME_BACK_S
     told = ""
     while True:
         try:
-            placement = plan_here(spec)
-            break
+            return plan_here(spec)
         except JobError as error:
             if time.monotonic() > until:
-                raise
+                raise NodesError(str(error)) from None
             if str(error) != told:
                 told = str(error)
-                say(f"{error}; the run had that when it began: waiting up to {_NODES_COME_BACK_S / 60:g} minutes")
+                say(f"{error}; waiting up to {_NODES_COME_BACK_S / 60:g} minutes for nodes")
             time.sleep(_POLL_S)
-    if placement.note:
-        say(placement.note)
-    return placement
 
 
 def _tell_end(now: "Snapshot") -> None:

@@ -229,10 +229,14 @@ class Board:
         Returns:
             True if the replica is to be started again; False if the run is over.
         """
+        replica = life.partition("/")[0]
+        others = [its for name, its in self._lives.items() if name.partition("/")[0] != replica]
         times = self._quarantine.died(life)
+        if loading and any(its.ready_at and not its.ended_at for its in others):
+            times = 0  # the fault is of one node: others have loaded it, and go on
         if life in self._lives:
             self._lives[life].ended_at = self._lives[life].ended_at or time.time()
-        if loading and not self._load_s:  # else the fault is of one node: others have loaded it
+        if loading and not self._load_s:
             self.failed(reason)
         elif times:
             self.failed(

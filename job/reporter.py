@@ -68,7 +68,7 @@ class Reporter:
         patience_s = _WAITING_AFTER_S
         far: tuple[int, ...] = (0, 0, 0)
         last = Snapshot()
-        ended = False
+        ended = is_away = False
         while not ended:
             ended = self._ended.wait(1.0)  # and then one look more: a short run's first answers came since
             try:
@@ -76,8 +76,11 @@ class Reporter:
             except ray.exceptions.GetTimeoutError:
                 continue  # on a busy node the board takes a while to start
             except ray.exceptions.RayError as error:
-                say(f"progress is not known just now ({root_line(error)})")
+                if not is_away:
+                    say(f"progress is not known just now ({root_line(error)})")
+                is_away = True
                 continue
+            is_away = False
             self._say_news(now, last)
             if far != (far := _how_far(now)):
                 moved, patience_s = time.monotonic(), _STILL_AFTER_S if now.load_s else _WAITING_AFTER_S

@@ -27,7 +27,9 @@ def attempt(layout):
     def begin(submission_id, settings=SETTINGS, files=FILES, *, new_files=False, **earlier):
         before = checkpoint.check_output(layout, Earlier(**earlier))
         asked = identity.asked(settings, files)
-        return checkpoint.begin(layout, submission_id, before, asked, new_files=new_files, token=earlier.get("run"))
+        checkpoint.refuse_other(layout, before, asked, new_files=new_files)
+        further = {"retry_failed": earlier.get("retry_failed", False), "token": earlier.get("run")}
+        return checkpoint.begin(layout, submission_id, before, asked, **further)
 
     return begin
 
@@ -62,7 +64,8 @@ def test_an_attempt_whose_id_was_there_already_has_a_name_of_its_own(attempt, la
     names += [attempt("run-1", resume=True).attempts[-1] for _ in range(2)]
     write_part(layout, names[-1], 0, {"/in/a.txt": [[3, 4]]})
     done = attempt("run-2", resume=True)
-    assert names == ["run-1", "run-1.2", "run-1.3"]
+    assert names == ["run-1", "run-1.again2", "run-1.again3"]
+    assert checkpoint.jobs_of(["a", *names[:1], "b.again2", *names[1:]]) == ["a", "b", "run-1"]
     assert (len(done.spans["/in/a.txt"]), len(done.parts)) == (4, 2)
 
 
@@ -108,9 +111,13 @@ def test_overwriting_leaves_nothing_of_the_earlier_run(attempt, layout):
     attempt("run-1")
     name = write_part(layout, "run-1", 0, {"/in/a.txt": [[0, 3]]})
     storage.write_bytes(layout.manifest_uri, b"{}")
-    assert attempt("run-2", overwrite=True) == checkpoint.Done(attempts=["run-2"])
+    assert attempt("run-2", overwrite=True) == checkpoint.Done(attempts=["run-2"], overwritten=["run-1"])
     assert name not in storage.children(layout.data_uri)
-    assert attempt("run-3", resume=True).attempts == ["run-2", "run-3"]
+    late = write_part(layout, "run-1", 1, {"/in/a.txt": [[0, 3]]})  # by a worker that outlived it
+    done = attempt("run-3", resume=True)
+    assert (done.attempts, done.overwritten, done.records) == (["run-2", "run-3"], ["run-1"], {})
+    checkpoint.remove_orphans(layout, [], done.attempts + done.overwritten)
+    assert late not in storage.children(layout.data_uri)
 
 
 @pytest.mark.parametrize(
@@ -194,6 +201,7 @@ def test_a_broken_record_is_told_with_its_place(attempt, layout, content):
 def test_of_two_records_of_a_row_one_counts_and_the_other_goes(attempt, layout):
     attempt("run-1")
     spans = [("run-1", 0, [[0, 5]]), ("run-1", 1, [[5, 9], [20, 30]]), ("run-2", 0, [[8, 12]]), ("run-2", 1, [[5, 9]])]
+    attempt("run-2", resume=True)
     for run, task, rows in spans:
         write_part(layout, run, task, {"/in/a.txt": rows})
     done = attempt("run-3", resume=True)
@@ -211,8 +219,28 @@ def test_a_record_whose_part_is_not_there_is_of_rows_to_be_answered_again(attemp
     assert storage.children(layout.checkpoint_uri) == ["run-1-000001.json"]
 
 
+@pytest.mark.parametrize(
+    ("told", "left"),
+    [
+        ({}, 1),
+        ({"retry_failed": True}, 0),
+        ({"new_files": True, "files": [*FILES, File("/in/c.txt", 1, "c.txt", 1)]}, 0),
+    ],
+    ids=["resume", "retry failed", "new input"],
+)
+def test_a_run_that_is_over_and_is_to_go_on_answers_the_rows_of_a_part_that_is_gone(attempt, layout, told, left):
+    attempt("run-1")
+    name = write_part(layout, "run-1", 0, {"/in/a.txt": [[0, 3]]})
+    manifest = {"counts": {"failed": 1}, "parts": [{"uri": layout.data_uri + name}]}
+    storage.write_bytes(layout.manifest_uri, json.dumps(manifest).encode())
+    storage.remove(layout.data_uri + name)
+    done = attempt("run-2", resume=True, **told)
+    assert (len(done.records), done.manifest is None) == (left, not left)
+
+
 def test_a_record_that_lost_its_part_to_another_of_its_rows_does_not_oust_that_one(attempt, layout):
     attempt("run-1")
+    attempt("run-2", resume=True)
     lost = write_part(layout, "run-1", 0, {"/in/a.txt": [[0, 5]]})
     kept = write_part(layout, "run-2", 0, {"/in/a.txt": [[0, 5]]})
     checkpoint.remove_orphans(layout, [layout.data_uri + kept], ["run-1", "run-2"])  # and killed right after

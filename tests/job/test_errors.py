@@ -1,6 +1,7 @@
 import errno
 
 import pytest
+from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
 from ray.data.exceptions import SystemException
 from ray.exceptions import ActorDiedError, GetTimeoutError, NodeDiedError, RayTaskError
 
@@ -65,6 +66,11 @@ def test_root_line_is_one_line():
     assert "\n" not in root_line(ValueError("one\n\ntwo\nthree"))
 
 
+def client_error(code, status):
+    answer = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(answer, "PutObject")
+
+
 SLOW_DOWN = OSError("When writing: AWS Error SLOW_DOWN during PutObject operation: try less often")
 DENIED = OSError("When reading: AWS Error ACCESS_DENIED during HeadObject operation")
 AWAY = OSError(errno.EIO, "AWS Error NETWORK_CONNECTION during GetObject operation: curlCode: 7")
@@ -86,6 +92,10 @@ RESET = ConnectionResetError("reset by peer")
         (from_task(AWAY), False, True),
         (caused(JobError("s3://b: cannot be read"), AWAY), False, True),
         (caused(JobError("s3://b: cannot be read"), DENIED), False, False),
+        (caused(JobError("s3://b: cannot be written"), EndpointConnectionError(endpoint_url="http://h")), False, True),
+        (caused(JobError("s3://b: cannot be written"), ReadTimeoutError(endpoint_url="http://h")), False, True),
+        (caused(JobError("s3://b: cannot be written"), client_error("SlowDown", 503)), False, True),
+        (caused(JobError("s3://b: cannot be written"), client_error("AccessDenied", 403)), False, False),
         (DENIED, False, False),
         (FileNotFoundError("x"), False, False),
         (GetTimeoutError("late"), False, False),

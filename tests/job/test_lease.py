@@ -76,11 +76,17 @@ def test_a_lease_whose_holder_died_expires(uri, hasty):
         assert time.monotonic() - start < 30
 
 
-def test_a_lease_of_one_that_is_over_is_taken_at_once(uri):
+def test_a_lease_of_one_that_is_over_is_taken_once_it_was_not_renewed_in_time(uri, monkeypatch):
+    monkeypatch.setattr(lease_module, "_RENEW_S", 1.0)
     subprocess.run([sys.executable, "-c", DIES, uri], check=False)
     start = time.monotonic()
     with Lease(uri, "run-2", over=["dead"]):
         assert time.monotonic() - start < lease_module.TTL_S / 2
+
+
+def test_a_lease_of_one_that_lives_is_not_taken_though_one_of_its_name_is_over(uri, hasty):
+    with Lease(uri, "run-1"), pytest.raises(JobError, match="run-1 is writing"):
+        Lease(uri, "run-2", over=["run-1"]).__enter__()
 
 
 def test_a_lease_that_is_renewed_does_not_expire(uri, hasty):

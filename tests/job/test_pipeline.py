@@ -26,7 +26,7 @@ from ray.util.annotations import RayDeprecationWarning
 from rayferry.job import RAY_FLOOR, pipeline, storage
 from rayferry.job.answers import Answers
 from rayferry.job.earlier import Earlier
-from rayferry.job.errors import EXIT_PASSING, JobError, TooManyErrorsError, is_passing
+from rayferry.job.errors import EXIT_PASSING, JobError, NodesError, TooManyErrorsError, is_passing
 from rayferry.job.layout import Layout
 from rayferry.job.rows import data_schema
 from rayferry.job.spec import parse
@@ -649,12 +649,14 @@ def test_an_attempt_waits_for_the_nodes_that_the_run_had(make_spec, monkeypatch,
 
     monkeypatch.setattr(pipeline, "plan_here", plan_here)
     monkeypatch.setattr(pipeline, "_POLL_S", 0.01)
-    pipeline._place(make_spec(), {"device": "gpu"}, Earlier(resume=True))
+    pipeline._wait_for_nodes(make_spec(), "gpu")
     assert asked == ["gpu"] * 3
     assert capsys.readouterr().out.count("no node has a GPU") == 1
     plans[:] = [JobError("no node has a GPU")]
-    with pytest.raises(JobError):
-        pipeline._place(make_spec(), None, Earlier())
+    monkeypatch.setattr(pipeline, "_NODES_COME_BACK_S", -1)
+    with pytest.raises(NodesError) as raised:
+        pipeline._wait_for_nodes(make_spec())
+    assert raised.value.exit_code == EXIT_PASSING
 
 
 def test_rows_that_failed_are_tried_again_and_replace_their_errors(spec_of, tmp_path):
