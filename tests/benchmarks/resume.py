@@ -65,7 +65,9 @@ def write_earlier(spec, rows_per_file, rows_per_part):
         ]
         list(threads.map(lambda at: storage.write_bytes(f"{root}{at:03d}.txt", texts[at]), range(NUM_FILES)))
         layout, found = Layout(spec.output.uri), look(spec)
-        checkpoint.begin(layout, "run-1", None, identity.asked(identity.settings(spec), found.files))
+        asked = identity.asked(identity.settings(spec), found.files)
+        further = {"columns": found.columns.to_json(), "openai": found.openai, "device": "cpu"}
+        checkpoint.begin(layout, "run-1", None, asked | further)
         scheme = "s3://" if root.startswith("s3://") else ""
         checkpoint.save_files(layout, "run-1", {file.path: rows_per_file for file in found.files})
         records = []
