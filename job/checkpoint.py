@@ -24,7 +24,8 @@ from rayferry.job.spans import Spans
 
 SCHEMA_VERSION = 1
 _THREADS = 32
-_AGAIN = re.compile(r"\.again\d+$")
+_AGAIN = re.compile(r"~\d+$")  # no id that is given has such a sign
+_MOST_OVERWRITTEN = 100
 
 
 @dataclass(frozen=True)
@@ -148,17 +149,16 @@ def begin(
         JobError: what is there cannot be read.
     """
     overwritten = _empty(layout) if before is None else before["overwritten"]
-    name = _new_name(layout, submission_id)
-    is_changed = before is None or before["files"] != now["files"]
+    name = _new_name(layout, submission_id, overwritten)
     if before is None:
         done = Done(attempts=[name], overwritten=overwritten)
     else:
         manifest = _read_json(layout.manifest_uri)
-        is_over = manifest is not None and not is_changed and not (retry_failed and manifest["counts"]["failed"])
+        is_over = _stays_over(manifest, before, now, retry_failed=retry_failed)
         if manifest is not None and not is_over:
             storage.remove(layout.manifest_uri)
         done = replace(_done(layout, name, manifest, is_over=is_over), overwritten=overwritten)
-    if is_changed:
+    if before is None or before["files"] != now["files"]:
         run, token = (submission_id, token) if before is None else (before["run"], before.get("token"))
         state = {"schema_version": SCHEMA_VERSION, "run": run, "token": token, "overwritten": overwritten, **now}
         storage.write_bytes(layout.run_uri, json.dumps(state).encode())
@@ -191,13 +191,26 @@ def jobs_of(attempts: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(_AGAIN.sub("", name) for name in reversed(attempts)))[::-1]
 
 
-def _new_name(layout: Layout, submission_id: str) -> str:
+def is_over(layout: Layout, before: Mapping[str, Any], now: Mapping[str, Any], *, retry_failed: bool = False) -> bool:
+    """True if nothing is left to do; arguments as of `begin`."""
+    return _stays_over(_read_json(layout.manifest_uri), before, now, retry_failed=retry_failed)
+
+
+def _stays_over(
+    manifest: Mapping[str, Any] | None, before: Mapping[str, Any], now: Mapping[str, Any], *, retry_failed: bool
+) -> bool:
+    if manifest is None or before["files"] != now["files"]:
+        return False
+    return not (retry_failed and manifest["counts"]["failed"])
+
+
+def _new_name(layout: Layout, submission_id: str, overwritten: Sequence[str]) -> str:
     """A name for an attempt, and so for its records and parts, that none before had.
 
     A cluster that is new, or has forgotten its jobs, takes a submission id that was there already.
     """
-    taken = set(storage.children(layout.attempts_uri))
-    names = itertools.chain([submission_id], (f"{submission_id}.again{number}" for number in itertools.count(2)))
+    taken = {*storage.children(layout.attempts_uri), *(f"{name}.json" for name in overwritten)}
+    names = itertools.chain([submission_id], (f"{submission_id}~{number}" for number in itertools.count(2)))
     return next(name for name in names if f"{name}.json" not in taken)
 
 
@@ -205,17 +218,18 @@ def _empty(layout: Layout) -> list[str]:
     """Removes what a run left: first what says that it is there, for nobody to go on with it if this is cut short.
 
     Returns:
-        The names of its attempts.
+        The names of its attempts, and of those before.
     """
-    names = [name.removesuffix(".json") for name in storage.children(layout.attempts_uri)]
+    names = identity.overwritten(storage.read_bytes(layout.run_uri))
+    names += [name.removesuffix(".json") for name in storage.children(layout.attempts_uri)]
     there = {layout.output_uri + name for name in storage.children(layout.output_uri)}
     there |= {layout.meta_uri + name for name in storage.children(layout.meta_uri)}
     parts = (layout.data_uri, layout.errors_uri, layout.openai_uri)
     told = (layout.manifest_uri, layout.run_uri, layout.spec_uri)
-    for uri in (*told, layout.checkpoint_uri, layout.attempts_uri, *parts):
+    for uri in (*told, layout.checkpoint_uri, *parts, layout.attempts_uri):
         if uri.rstrip("/") in there:
             storage.remove(uri)
-    return names
+    return names[-_MOST_OVERWRITTEN:]
 
 
 def _refuse_used(layout: Layout, before: Mapping[str, Any] | None, *, is_resume: bool) -> None:

@@ -97,7 +97,7 @@ def is_passing(error: BaseException, *, is_under_way: bool) -> bool:
 
 def _is_of_store(error: BaseException) -> bool:
     """True if a store did not answer, or told of trouble of its own; by name, as the laptop may not have boto3."""
-    if isinstance(error, OSError) and _STORE.search(str(error)):
+    if isinstance(error, (OSError, RayferryError)) and _STORE.search(str(error)):  # ours quote it
         return True
     answer = getattr(error, "response", None)  # of botocore's ClientError
     if isinstance(answer, dict):

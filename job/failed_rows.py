@@ -31,7 +31,7 @@ def forget(layout: Layout, done: Done, run: str | None = None) -> Done:
     Args:
         layout: the run's places.
         done: what earlier attempts left, and the name of this one.
-        run: the run's name: what failed again in an attempt of it is not tried once more by the next.
+        run: the run's name, for `was_done`.
 
     Returns:
         What is done without them; `done` itself if no row failed.
@@ -39,9 +39,6 @@ def forget(layout: Layout, done: Done, run: str | None = None) -> Done:
     Raises:
         JobError: a part is not there, or the store does not answer.
     """
-    begun = json.dumps({"schema_version": 1, "run": run}).encode()
-    if run is not None and storage.read_bytes(layout.retried_uri) == begun:
-        return done
     failed = {uri: record for uri, record in done.records.items() if _parts(record, "errors")}
     if not failed:
         say("no row has failed: none is tried again")
@@ -51,8 +48,17 @@ def forget(layout: Layout, done: Done, run: str | None = None) -> Done:
         records = {**done.records, **dict(zip(failed, changed, strict=True))}
     num = sum(part["num_rows"] for record in failed.values() for part in _parts(record, "errors"))
     say(f"{counted(num, 'row')} had failed: tried again")
-    storage.write_bytes(layout.retried_uri, begun)
+    storage.write_bytes(layout.retried_uri, _mark(run))
     return replace(done, records=records)
+
+
+def was_done(layout: Layout, run: str | None) -> bool:
+    """True if an attempt of this run has done so: what failed again then is not tried once more by the next one."""
+    return run is not None and storage.read_bytes(layout.retried_uri) == _mark(run)
+
+
+def _mark(run: str | None) -> bytes:
+    return json.dumps({"schema_version": 1, "run": run}).encode()
 
 
 def _parts(record: Record, kind: str) -> list[dict[str, Any]]:

@@ -76,6 +76,12 @@ def name_of(run: bytes | None) -> str:
     return str(state.get("token") or state.get("run") or "")
 
 
+def overwritten(run: bytes | None) -> list[str]:
+    """The names of attempts that the run there has overwritten, by what its `_meta/run.json` holds."""
+    names = _state(run).get("overwritten")
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
 def _state(run: bytes | None) -> dict[str, Any]:
     with suppress(ValueError):  # what is wrong with the file itself, the run says
         state = json.loads(run or b"")

@@ -222,7 +222,9 @@ class _Local:
             found = self.get()
             if found is None or found[1] != tag:
                 return None
-            self._path.write_bytes(content)
+            draft = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+            draft.write_bytes(content)
+            draft.replace(self._path)  # so that nobody reads half of it
             return self._tag(content)
         try:
             with self._path.open("xb") as file:

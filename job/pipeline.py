@@ -105,29 +105,24 @@ def _run(
     is_new = before is None and not earlier.overwrite
     if is_new:
         accepted(layout)
+    settings = identity.settings(spec)
+    if before is not None:  # before a look, which takes them for granted
+        identity.refuse_other(layout, before["settings"], settings)
     found = look(spec, before)
     _tell(spec, found)
 
     _connect()
-    asked = identity.asked(identity.settings(spec), found.files)
+    asked = identity.asked(settings, found.files)
     checkpoint.refuse_other(layout, before, asked, new_files=earlier.new_input)
-    if before is None:
-        placement = _wait_for_nodes(spec) if earlier.later else plan_here(spec)
-    device = placement.device if before is None else before["device"]
-    further = {"columns": found.columns.to_json(), "openai": found.openai, "device": device}
-    done = _begin(layout, submission_id, before, asked | further, earlier)
+    done, placement = _begin(spec, submission_id, before, found, asked, earlier)
     jobs = checkpoint.jobs_of(done.attempts)
     if not is_new:  # only now is what was there this run's, or gone
         accepted(layout)
-    if done.manifest is not None:
+    if placement is None or done.manifest is not None:
         say("the run is over already: nothing is left to do")
-        return _write_manifest(layout, done.manifest | {"submission_id": submission_id, "attempts": jobs})
+        return _write_manifest(layout, (done.manifest or {}) | {"submission_id": submission_id, "attempts": jobs})
     if done.records:
         say(f"resumed: {sum(map(len, done.spans.values())):,} rows are done already")
-    if before is not None:
-        placement = _wait_for_nodes(spec, device)
-    if placement.note:
-        say(placement.note)
     storage.write_bytes(layout.spec_uri, json.dumps(_told(spec), indent=1).encode())
     board = progress.start_board(len(found.files), found.num_bytes, spec.on_error.max_error_rate)
     schema = data_schema(spec, found.columns.schema, openai=found.openai)
@@ -154,6 +149,32 @@ def _run(
         gpus_per_replica=spec.engine.world_size / placement.engines_per_gpu if placement.device == "gpu" else 0,
     )
     return _write_manifest(layout, result)
+
+
+def _begin(
+    spec: JobSpec,
+    submission_id: str,
+    before: Mapping[str, Any] | None,
+    found: "Input",
+    asked: Mapping[str, Any],
+    earlier: Earlier,
+) -> "tuple[Done, Placement | None]":
+    """Makes the output this attempt's, once there are nodes for it.
+
+    Returns:
+        What is done, without what is to be tried again; and where the replicas are to be, or None if the run is over.
+    """
+    from rayferry.job import checkpoint, failed_rows
+
+    layout = Layout(spec.output.uri)
+    retry_failed = earlier.retry_failed and not failed_rows.was_done(layout, earlier.run)
+    if before is not None and checkpoint.is_over(layout, before, asked, retry_failed=retry_failed):
+        return checkpoint.begin(layout, submission_id, before, asked, token=earlier.run), None
+    placement = _place(spec, layout, before, earlier)
+    device = placement.device if before is None else before["device"]
+    now = {**asked, "columns": found.columns.to_json(), "openai": found.openai, "device": device}
+    done = checkpoint.begin(layout, submission_id, before, now, retry_failed=retry_failed, token=earlier.run)
+    return failed_rows.forget(layout, done, earlier.run) if retry_failed else done, placement
 
 
 def _conclude(layout: Layout, now: "Snapshot", parts: "PartsDatasink", done: "Done") -> None:
@@ -184,20 +205,6 @@ def _connect() -> None:
 def _write_manifest(layout: Layout, manifest: dict[str, Any]) -> dict[str, Any]:
     storage.write_bytes(layout.manifest_uri, json.dumps(manifest, indent=1).encode())
     return manifest
-
-
-def _begin(
-    layout: Layout,
-    submission_id: str,
-    before: Mapping[str, Any] | None,
-    now: Mapping[str, Any],
-    earlier: Earlier,
-) -> "Done":
-    """Makes the output this attempt's; gives what is done, without what is to be tried again."""
-    from rayferry.job import checkpoint, failed_rows
-
-    done = checkpoint.begin(layout, submission_id, before, now, retry_failed=earlier.retry_failed, token=earlier.run)
-    return failed_rows.forget(layout, done, earlier.run) if earlier.retry_failed else done
 
 
 def _answer(  # noqa: PLR0913  # what it brings together
@@ -256,18 +263,35 @@ def _go_on(board: "ActorHandle[Any]", done: "Done", found: "Input") -> None:
     board.go_on.remote(done.parts, whole)
 
 
-def _wait_for_nodes(spec: JobSpec, device: str | None = None) -> Placement:
-    """Where the replicas of a run that goes on are to be; nodes that it had when it began may not be back yet.
+def _place(spec: JobSpec, layout: Layout, before: Mapping[str, Any] | None, earlier: Earlier) -> Placement:
+    """Where the replicas are to be; of a run that goes on and asks what it did, the nodes may not be back yet.
 
-    Args:
-        spec: the job.
-        device: what it ran on; None: that is not known.
+    Raises:
+        JobError: no node can hold a replica, or not all of them fit.
+    """
+    if before is not None and before["device"] == "gpu" and spec.resources.device == "auto":
+        spec = spec.model_copy(update={"resources": spec.resources.model_copy(update={"device": "gpu"})})
+    is_known = before is not None and _asks_for_the_same(spec, layout)
+    placement = _wait_for_nodes(spec) if is_known or (before is None and earlier.later) else plan_here(spec)
+    if placement.note:
+        say(placement.note)
+    return placement
+
+
+def _asks_for_the_same(spec: JobSpec, layout: Layout) -> bool:
+    """False if the last attempt had a job file that asked for other nodes, as far as is known."""
+    there = storage.read_bytes(layout.spec_uri)
+    told = json.dumps(_told(spec))
+    before, now = json.loads(there or told), json.loads(told)
+    return all(before.get(key) == now.get(key) for key in ("engine", "replicas"))
+
+
+def _wait_for_nodes(spec: JobSpec) -> Placement:
+    """Plans once there are nodes for it.
 
     Raises:
         NodesError: no node can hold a replica, or not all of them fit.
     """
-    if device == "gpu" and spec.resources.device == "auto":
-        spec = spec.model_copy(update={"resources": spec.resources.model_copy(update={"device": "gpu"})})
     until = time.monotonic() + _NODES_COME_BACK_S
     told = ""
     while True:

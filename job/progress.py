@@ -231,9 +231,9 @@ class Board:
         """
         replica = life.partition("/")[0]
         others = [its for name, its in self._lives.items() if name.partition("/")[0] != replica]
-        times = self._quarantine.died(life)
-        if loading and any(its.ready_at and not its.ended_at for its in others):
-            times = 0  # the fault is of one node: others have loaded it, and go on
+        # one that never loaded holds no rows, and others did load it: the fault is of its node, and they go on
+        is_spare = loading and replica not in self._load_s and any(its.ready_at and not its.ended_at for its in others)
+        times = self._quarantine.died(life, counts=not is_spare)
         if life in self._lives:
             self._lives[life].ended_at = self._lives[life].ended_at or time.time()
         if loading and not self._load_s:

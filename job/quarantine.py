@@ -124,8 +124,13 @@ class Quarantine:
         else:
             del self._cases[key]
 
-    def died(self, life: str) -> int:
-        """A process ended, or will. Gives how often its replica died in a row, if that is too often; else 0."""
+    def died(self, life: str, *, counts: bool = True) -> int:
+        """A process ended, or will. Gives how often its replica died in a row, if that is too often; else 0.
+
+        Args:
+            life: the process.
+            counts: this death is one of those in a row.
+        """
         if life in self._dead:
             return 0
         self._dead.add(life)
@@ -135,6 +140,8 @@ class Quarantine:
                 if case.at is not None:
                     self._alone.add(replica)
                 case.died()
+        if not counts:
+            return 0
         self._in_a_row[replica] += 1
         num = self._in_a_row[replica]
         return num if num >= (_MOST_DEATHS_ALONE if replica in self._alone else _MOST_DEATHS) else 0

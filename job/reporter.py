@@ -85,7 +85,7 @@ class Reporter:
             if far != (far := _how_far(now)):
                 moved, patience_s = time.monotonic(), _STILL_AFTER_S if now.load_s else _WAITING_AFTER_S
             if time.monotonic() - moved >= patience_s:
-                what = "no row was answered for" if now.load_s else "no replica is ready after"
+                what = "no batch has ended for" if now.load_s else "no replica is ready after"
                 with contextlib.suppress(ray.exceptions.RayError):
                     free = waiting(ray.available_resources(), ray.cluster_resources(), _pending_groups())
                     say(f"{what} {patience_s:.0f} s; {free}")

@@ -58,6 +58,11 @@ _CLUSTER = Failure(
     "the cause is in the cluster, not in your job",
     "check its head node (is it up, has it memory and disk left?), and submit the job again",
 )
+_AWAY = Failure(
+    "cluster",
+    "the cause is in the cluster or in S3, not in your job",
+    "look after what is named here, and go on with the run by --resume",
+)
 _CAPACITY = Failure(
     "capacity",
     "the cause is the cluster's capacity, not your job (it found no room to start in time)",
@@ -90,8 +95,8 @@ def sort(info: JobInfo) -> Failure | None:
     """Whose matter a job's failure is; None if it did not fail, or Ray does not tell."""
     if info.status != "FAILED":
         return None
-    if info.exit_code in _KILLED | _ENDED | {EXIT_PASSING}:  # from outside, or as the driver itself knows
-        return _CLUSTER
+    if info.exit_code in _KILLED | _ENDED | {EXIT_PASSING}:  # from outside; or as the driver itself knows
+        return _AWAY if info.exit_code == EXIT_PASSING else _CLUSTER
     if info.exit_code is None and _NO_WORKER.search(info.message):
         return _ENVIRONMENT
     if info.error_type in _BY_ERROR_TYPE:

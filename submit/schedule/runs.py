@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from rayferry.job.earlier import Earlier, attempt_id
-from rayferry.job.errors import RayferryError
+from rayferry.job.errors import EXIT_PASSING, RayferryError
 from rayferry.job.spec import JobSpec, parse
 from rayferry.submit import collect, failure, launch, retry, s3
 from rayferry.submit.client import Cluster, JobInfo
@@ -249,4 +249,4 @@ def _by_output(output_uri: str, name: str) -> Look:
         return Look("forgotten", reason="the cluster was restarted while it ran")
     state = {"SUCCEEDED": "succeeded", "STOPPED": "stopped"}.get(str(record["status"]), "failed")
     result = {key: record[key] for key in ("submission_id", "status", "exit_code", "output_uri")}
-    return Look("over", state, record["error"], result)
+    return Look("over", state, record["error"], result, again=record["exit_code"] == EXIT_PASSING)

@@ -64,8 +64,8 @@ def test_an_attempt_whose_id_was_there_already_has_a_name_of_its_own(attempt, la
     names += [attempt("run-1", resume=True).attempts[-1] for _ in range(2)]
     write_part(layout, names[-1], 0, {"/in/a.txt": [[3, 4]]})
     done = attempt("run-2", resume=True)
-    assert names == ["run-1", "run-1.again2", "run-1.again3"]
-    assert checkpoint.jobs_of(["a", *names[:1], "b.again2", *names[1:]]) == ["a", "b", "run-1"]
+    assert names == ["run-1", "run-1~2", "run-1~3"]
+    assert checkpoint.jobs_of(["a", *names[:1], "b~2", *names[1:]]) == ["a", "b", "run-1"]
     assert (len(done.spans["/in/a.txt"]), len(done.parts)) == (4, 2)
 
 
@@ -111,11 +111,12 @@ def test_overwriting_leaves_nothing_of_the_earlier_run(attempt, layout):
     attempt("run-1")
     name = write_part(layout, "run-1", 0, {"/in/a.txt": [[0, 3]]})
     storage.write_bytes(layout.manifest_uri, b"{}")
-    assert attempt("run-2", overwrite=True) == checkpoint.Done(attempts=["run-2"], overwritten=["run-1"])
+    assert attempt("run-1", overwrite=True) == checkpoint.Done(attempts=["run-1~2"], overwritten=["run-1"])
+    assert attempt("run-2", overwrite=True) == checkpoint.Done(attempts=["run-2"], overwritten=["run-1", "run-1~2"])
     assert name not in storage.children(layout.data_uri)
     late = write_part(layout, "run-1", 1, {"/in/a.txt": [[0, 3]]})  # by a worker that outlived it
     done = attempt("run-3", resume=True)
-    assert (done.attempts, done.overwritten, done.records) == (["run-2", "run-3"], ["run-1"], {})
+    assert (done.attempts, done.overwritten, done.records) == (["run-2", "run-3"], ["run-1", "run-1~2"], {})
     checkpoint.remove_orphans(layout, [], done.attempts + done.overwritten)
     assert late not in storage.children(layout.data_uri)
 

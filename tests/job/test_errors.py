@@ -91,6 +91,7 @@ RESET = ConnectionResetError("reset by peer")
         (RESET, False, True),
         (from_task(AWAY), False, True),
         (caused(JobError("s3://b: cannot be read"), AWAY), False, True),
+        (from_task(JobError(f"s3://b: cannot be read: {AWAY}; check the endpoint")), False, True),
         (caused(JobError("s3://b: cannot be read"), DENIED), False, False),
         (caused(JobError("s3://b: cannot be written"), EndpointConnectionError(endpoint_url="http://h")), False, True),
         (caused(JobError("s3://b: cannot be written"), ReadTimeoutError(endpoint_url="http://h")), False, True),

@@ -636,7 +636,7 @@ def test_files_that_come_later_take_no_id_and_no_type_of_the_first_ones(spec_of)
     assert (again["parts"], again["attempts"][-1]) == (manifest["parts"], "nightly")
 
 
-def test_an_attempt_waits_for_the_nodes_that_the_run_had(make_spec, monkeypatch, capsys):
+def test_an_attempt_waits_for_the_nodes_that_the_run_had(make_spec, monkeypatch, capsys, tmp_path):
     plans = [JobError("no node has a GPU"), JobError("no node has a GPU"), SimpleNamespace(note="")]
     asked = []
 
@@ -649,9 +649,16 @@ def test_an_attempt_waits_for_the_nodes_that_the_run_had(make_spec, monkeypatch,
 
     monkeypatch.setattr(pipeline, "plan_here", plan_here)
     monkeypatch.setattr(pipeline, "_POLL_S", 0.01)
-    pipeline._wait_for_nodes(make_spec(), "gpu")
+    spec = make_spec(output={"uri": f"{tmp_path}/out/"})
+    layout = Layout(spec.output.uri)
+    pipeline._place(spec, layout, {"device": "gpu"}, Earlier(resume=True))
     assert asked == ["gpu"] * 3
     assert capsys.readouterr().out.count("no node has a GPU") == 1
+    storage.write_bytes(layout.spec_uri, json.dumps({"replicas": 1}).encode())
+    for before, earlier in ((None, Earlier()), ({"device": "cpu"}, Earlier(resume=True))):
+        plans[:] = [JobError("4 replicas need more nodes")]
+        with pytest.raises(JobError, match="4 replicas"):  # at once
+            pipeline._place(make_spec(replicas=4), layout, before, earlier)
     plans[:] = [JobError("no node has a GPU")]
     monkeypatch.setattr(pipeline, "_NODES_COME_BACK_S", -1)
     with pytest.raises(NodesError) as raised:

@@ -190,6 +190,15 @@ def test_a_first_load_that_fails_where_another_one_did_not_is_tried_again(board)
     assert (board.snapshot().failure, set(board.snapshot().deaths)) == (None, {"this node's disk is full"})
 
 
+def test_a_replica_that_loaded_once_and_cannot_any_more_ends_the_run(board):
+    Replica(board, "good")
+    Replica(board, "r")  # which may hold rows
+    for number in range(2, 6):
+        assert board.engine_died(f"r/{number - 1}", "the GPU is gone", loading=number > 2) is True
+        board.replica_starts(f"r/{number}")
+    assert board.engine_died("r/5", "the GPU is gone", loading=True) is False
+
+
 def test_a_replica_that_is_started_again_is_one_replica(board):
     Replica(board).start()
     assert board.snapshot().load_s == [1.0]

@@ -97,4 +97,4 @@ def test_a_run_whose_replicas_answer_no_more_says_so_in_its_log(cluster, near_bo
     near_board.replica_ready.remote(1.0, "stub")
     with reporter():
         time.sleep(3)
-    assert "no row was answered for 0 s; free on the cluster: " in capsys.readouterr().out
+    assert "no batch has ended for 0 s; free on the cluster: " in capsys.readouterr().out

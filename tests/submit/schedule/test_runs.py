@@ -140,6 +140,11 @@ class TestForgotten:
         write_outcome(firing.output_uri, "FAILED", 1, "no", submission_id="other")
         assert runs.look(firing).standing == "forgotten"
 
+    def test_it_had_lost_an_actor_or_the_store(self, runs, firing, write_outcome):
+        write_outcome(firing.output_uri, "FAILED", 75, "the board died", submission_id=RUN)
+        look = runs.look(firing)
+        assert (look.standing, look.again) == ("over", True)
+
     def test_it_had_failed(self, runs, firing, write_outcome):
         write_outcome(firing.output_uri, "FAILED", 1, "no such model", submission_id=RUN)
         look = runs.look(firing)
