@@ -132,17 +132,17 @@ def begin(
     before: Mapping[str, Any] | None,
     now: Mapping[str, Any],
     *,
-    retry_failed: bool = False,
+    stays_over: bool = False,
     token: str | None = None,
 ) -> Done:
-    """Makes the output this attempt's, and finds what is done; `refuse_other` goes before.
+    """Makes the output this attempt's, and finds what is done.
 
     Args:
         layout: the run's places.
         submission_id: the Ray job that begins.
         before: what `check_output` gave; None: whatever is there is removed.
         now: what this attempt is asked, by `identity.asked`, and what else its later attempts are to know.
-        retry_failed: the rows that failed are to be tried again.
+        stays_over: by `is_over`; else a manifest that is there goes.
         token: the run's name, by which its later attempts know it.
 
     Raises:
@@ -154,10 +154,9 @@ def begin(
         done = Done(attempts=[name], overwritten=overwritten)
     else:
         manifest = _read_json(layout.manifest_uri)
-        is_over = _stays_over(manifest, before, now, retry_failed=retry_failed)
-        if manifest is not None and not is_over:
+        if manifest is not None and not stays_over:
             storage.remove(layout.manifest_uri)
-        done = replace(_done(layout, name, manifest, is_over=is_over), overwritten=overwritten)
+        done = replace(_done(layout, name, manifest, is_over=stays_over), overwritten=overwritten)
     if before is None or before["files"] != now["files"]:
         run, token = (submission_id, token) if before is None else (before["run"], before.get("token"))
         state = {"schema_version": SCHEMA_VERSION, "run": run, "token": token, "overwritten": overwritten, **now}
@@ -167,38 +166,14 @@ def begin(
     return done
 
 
-def refuse_other(
-    layout: Layout, before: Mapping[str, Any] | None, now: Mapping[str, Any], *, new_files: bool = False
-) -> None:
-    """Refuses to go on with a run that was asked something else; changes nothing.
-
-    Args:
-        layout: the run's places.
-        before: what `check_output` gave; None: there is none to go on with.
-        now: what this attempt is asked, by `identity.asked`.
-        new_files: files may have come since.
-
-    Raises:
-        JobError: with what differs.
-    """
-    if before is not None:
-        identity.refuse_other(layout, before["settings"], now["settings"])
-        identity.refuse_other_input(layout, before["files"], now["files"], new_files=new_files)
-
-
 def jobs_of(attempts: Sequence[str]) -> list[str]:
     """The submission ids of attempts by their names, each once, where it comes last."""
     return list(dict.fromkeys(_AGAIN.sub("", name) for name in reversed(attempts)))[::-1]
 
 
 def is_over(layout: Layout, before: Mapping[str, Any], now: Mapping[str, Any], *, retry_failed: bool = False) -> bool:
-    """True if nothing is left to do; arguments as of `begin`."""
-    return _stays_over(_read_json(layout.manifest_uri), before, now, retry_failed=retry_failed)
-
-
-def _stays_over(
-    manifest: Mapping[str, Any] | None, before: Mapping[str, Any], now: Mapping[str, Any], *, retry_failed: bool
-) -> bool:
+    """True if a run has a manifest, and nothing is to be done since; arguments as of `begin`."""
+    manifest = _read_json(layout.manifest_uri)
     if manifest is None or before["files"] != now["files"]:
         return False
     return not (retry_failed and manifest["counts"]["failed"])

@@ -17,10 +17,9 @@ from collections.abc import Iterator
 EXIT_PASSING = 75  # of the driver, where `is_passing`; by the name EX_TEMPFAIL of sysexits.h
 _MAX_CHARS = 1000
 _TROUBLE = 500  # the least status of HTTP by which a server tells that the fault is its own
-_STORE = re.compile(
-    r"AWS Error (NETWORK_CONNECTION|SLOW_DOWN|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|REQUEST_TIME"
-    r"|UNKNOWN \(HTTP status 5\d\d\))"
-)
+# What Arrow quotes of a store that does not answer, or has trouble of its own.
+STORE_TROUBLE = "NETWORK_CONNECTION|SLOW_DOWN|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|REQUEST_TIME"
+_STORE = re.compile(rf"AWS Error ({STORE_TROUBLE}|UNKNOWN \(HTTP status 5\d\d\))")
 # Empty exceptions that Ray Data hangs on what it raises, as its cause.
 _MARKERS = {"SystemException", "UserCodeException"}
 

@@ -113,7 +113,8 @@ def _run(
 
     _connect()
     asked = identity.asked(settings, found.files)
-    checkpoint.refuse_other(layout, before, asked, new_files=earlier.new_input)
+    if before is not None:
+        identity.refuse_other_input(layout, before["files"], asked["files"], new_files=earlier.new_input)
     done, placement = _begin(spec, submission_id, before, found, asked, earlier)
     jobs = checkpoint.jobs_of(done.attempts)
     if not is_new:  # only now is what was there this run's, or gone
@@ -169,11 +170,11 @@ def _begin(
     layout = Layout(spec.output.uri)
     retry_failed = earlier.retry_failed and not failed_rows.was_done(layout, earlier.run)
     if before is not None and checkpoint.is_over(layout, before, asked, retry_failed=retry_failed):
-        return checkpoint.begin(layout, submission_id, before, asked, token=earlier.run), None
+        return checkpoint.begin(layout, submission_id, before, asked, stays_over=True), None
     placement = _place(spec, layout, before, earlier)
     device = placement.device if before is None else before["device"]
     now = {**asked, "columns": found.columns.to_json(), "openai": found.openai, "device": device}
-    done = checkpoint.begin(layout, submission_id, before, now, retry_failed=retry_failed, token=earlier.run)
+    done = checkpoint.begin(layout, submission_id, before, now, token=earlier.run)
     return failed_rows.forget(layout, done, earlier.run) if retry_failed else done, placement
 
 

@@ -14,17 +14,14 @@ from urllib.parse import unquote, urlsplit
 import pyarrow.fs as pafs
 from fsspec.utils import glob_translate  # type: ignore[import-untyped]
 
-from rayferry.job.errors import JobError
+from rayferry.job.errors import STORE_TROUBLE, JobError
 
 _REQUEST_TIMEOUT_S = 60
 _CONNECT_TIMEOUT_S = 10
 _MAX_ATTEMPTS = 8
 _WRITE_TRIES = 4
 # What passes, or is a request's that was answered already, but the answer lost: the SDK asks again and is told so.
-_PASSING = re.compile(
-    r"AWS Error (NETWORK_CONNECTION|SLOW_DOWN|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|REQUEST_TIME|NO_SUCH_UPLOAD"
-    r"|UNKNOWN \(HTTP status (404|5\d\d)\))"
-)
+_PASSING = re.compile(rf"AWS Error ({STORE_TROUBLE}|NO_SUCH_UPLOAD|UNKNOWN \(HTTP status (404|5\d\d)\))")
 _HASTY = {"connect_timeout": 3, "request_timeout": 6, "retry_strategy": pafs.AwsStandardS3RetryStrategy(max_attempts=2)}
 
 

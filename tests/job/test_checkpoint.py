@@ -27,9 +27,12 @@ def attempt(layout):
     def begin(submission_id, settings=SETTINGS, files=FILES, *, new_files=False, **earlier):
         before = checkpoint.check_output(layout, Earlier(**earlier))
         asked = identity.asked(settings, files)
-        checkpoint.refuse_other(layout, before, asked, new_files=new_files)
-        further = {"retry_failed": earlier.get("retry_failed", False), "token": earlier.get("run")}
-        return checkpoint.begin(layout, submission_id, before, asked, **further)
+        stays_over = False
+        if before is not None:
+            identity.refuse_other(layout, before["settings"], asked["settings"])
+            identity.refuse_other_input(layout, before["files"], asked["files"], new_files=new_files)
+            stays_over = checkpoint.is_over(layout, before, asked, retry_failed=earlier.get("retry_failed", False))
+        return checkpoint.begin(layout, submission_id, before, asked, stays_over=stays_over, token=earlier.get("run"))
 
     return begin
 
