@@ -17,6 +17,7 @@ from types import FrameType
 from rayferry.job import VERSION, secrets
 from rayferry.job.earlier import Earlier
 from rayferry.job.errors import EXIT_PASSING, RayferryError, SpecError, is_passing, root_line
+from rayferry.job.layout import Layout
 from rayferry.job.log import counted, say
 from rayferry.job.outcome import Recorder, driver_log
 from rayferry.job.spec import JobSpec, parse
@@ -25,6 +26,7 @@ from rayferry.job.tick import Tick, own_submission_id
 EXIT_TOO_MANY_ERRORS = 3
 EXIT_TIMED_OUT = 6
 _EXIT_STOPPED = 143
+_TO_TELL_S = 600.0  # a run that is over already has nothing to do but tell so
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,14 +50,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         spec = _read(options.spec, Tick.read(options))
         say(f"rayferry {VERSION}: {options.submission_id}")
-        if spec.timeout_s:
-            timer = threading.Timer(spec.timeout_s, _on_timeout, [spec.timeout, recorder])
-            timer.daemon = True
-            timer.start()
         secrets.settle(spec.runtime_env.secrets)
+        earlier = Earlier.read(options)
+        if spec.timeout_s:
+            timer = _start_timer(spec, earlier, recorder)
         from rayferry.job import manifest, pipeline  # they import Ray, which takes a second
 
-        earlier = Earlier.read(options)
         result = pipeline.run(spec, options.submission_id, accepted=recorder.start, earlier=earlier)
     except Exception as error:  # noqa: BLE001  # the last boundary: whatever it is, it is told and ends in a code
         if timer:
@@ -97,6 +97,23 @@ def _on_sigterm(recorder: Recorder, _number: int, _frame: FrameType | None) -> N
     say("stopped: what is in data/ and errors/ stays; there is no manifest")
     recorder.end("STOPPED", _EXIT_STOPPED)
     sys.exit(_EXIT_STOPPED)
+
+
+def _start_timer(spec: JobSpec, earlier: Earlier, recorder: Recorder) -> threading.Timer:
+    """Ends the run once its time is up; what attempts before took, which the cluster failed, is part of it."""
+    left_s = spec.timeout_s or 0.0
+    if earlier.later:
+        from rayferry.job import attempts, storage
+
+        layout = Layout(spec.output.uri)
+        left_s -= attempts.spent_s(layout, earlier.run)
+        if left_s <= 0 and storage.read_bytes(layout.manifest_uri) is None:
+            recorder.start(layout)  # it is the run's, as an attempt before has begun there
+            _on_timeout(spec.timeout or "", recorder)
+    timer = threading.Timer(left_s if left_s > 0 else _TO_TELL_S, _on_timeout, [spec.timeout, recorder])
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 def _on_timeout(timeout: str, recorder: Recorder) -> None:

@@ -6,16 +6,13 @@ each other are one span, so that ten million rows are some thousand numbers.
 """
 
 import functools
-import itertools
 import json
-import re
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rayferry.job import identity, storage
+from rayferry.job import attempts, identity, storage
 from rayferry.job.earlier import NOTHING_EARLIER, Earlier
 from rayferry.job.errors import JobError
 from rayferry.job.layout import Layout
@@ -24,7 +21,6 @@ from rayferry.job.spans import Spans
 
 SCHEMA_VERSION = 1
 _THREADS = 32
-_AGAIN = re.compile(r"~\d+$")  # no id that is given has such a sign
 _MOST_OVERWRITTEN = 100
 
 
@@ -52,7 +48,7 @@ class Record:
         Raises:
             JobError: it is not one of ours.
         """
-        found = _read_json(uri)
+        found = storage.read_json(uri)
         if found is None:
             return None
         try:
@@ -69,8 +65,7 @@ class Done:
     Attributes:
         records: of all their write tasks, by URI.
         num_rows: rows of the files that were read to their end, by path.
-        attempts: their names, in order, and last that of the attempt which goes on: the submission ids, with a number
-            where one was there already.
+        attempts: their names, in order, and last that of the attempt which goes on.
         overwritten: names of the attempts of the run that was here before, whose workers may outlive it.
         manifest: of the run, if it is over.
     """
@@ -107,22 +102,31 @@ def check_output(layout: Layout, earlier: Earlier = NOTHING_EARLIER) -> dict[str
         What the run was asked that is to be gone on with, or None.
 
     Raises:
-        JobError: the output holds something, and it was not said what should become of it.
+        JobError: the output holds something, and it was not said what should become of it; or another version of
+            Rayferry began what is to be gone on with.
     """
     if earlier.later:
         there = storage.read_bytes(layout.run_uri)
         name = identity.name_of(there)
         if there and name and name == earlier.run:
-            return dict(json.loads(there))
+            return _of_this_version(layout, json.loads(there))
         if earlier.overwrite and name and earlier.instead not in (None, name):
             msg = f"{layout.output_uri} holds {name}, which began after this run was told to overwrite what was there"
             raise JobError(f"{msg}; submit it again with --overwrite to remove that too, or choose another output.uri")
     if earlier.overwrite:
         return None
-    before: dict[str, Any] | None = _read_json(layout.run_uri)
+    before = storage.read_json(layout.run_uri)
     if not earlier.resume or before is None:
         _refuse_used(layout, before, is_resume=earlier.resume)
         return None
+    return _of_this_version(layout, before)
+
+
+def _of_this_version(layout: Layout, before: Any) -> dict[str, Any]:
+    """What `_meta/run.json` holds, if this version wrote it."""
+    if not isinstance(before, dict) or before.get("schema_version") != identity.SCHEMA_VERSION:
+        msg = f"{layout.run_uri} is of another version of Rayferry; end the run with that one, or start anew with"
+        raise JobError(f"{msg} --overwrite")
     return before
 
 
@@ -149,44 +153,29 @@ def begin(
         JobError: what is there cannot be read.
     """
     overwritten = _empty(layout) if before is None else before["overwritten"]
-    name = _new_name(layout, submission_id, overwritten)
+    name = attempts.new_name(layout, submission_id, overwritten)
     if before is None:
         done = Done(attempts=[name], overwritten=overwritten)
     else:
-        manifest = _read_json(layout.manifest_uri)
+        manifest = storage.read_json(layout.manifest_uri)
         if manifest is not None and not stays_over:
             storage.remove(layout.manifest_uri)
         done = replace(_done(layout, name, manifest, is_over=stays_over), overwritten=overwritten)
     if before is None or before["files"] != now["files"]:
-        run, token = (submission_id, token) if before is None else (before["run"], before.get("token"))
-        state = {"schema_version": SCHEMA_VERSION, "run": run, "token": token, "overwritten": overwritten, **now}
+        begun_by, its_token = (submission_id, token) if before is None else (before["run"], before["token"])
+        names = {"run": begun_by, "token": its_token, "overwritten": overwritten}
+        state = {"schema_version": identity.SCHEMA_VERSION, **names, **now}
         storage.write_bytes(layout.run_uri, json.dumps(state).encode())
-    attempt = {"schema_version": SCHEMA_VERSION, "submission_id": submission_id}
-    storage.write_bytes(f"{layout.attempts_uri}{name}.json", json.dumps(attempt).encode())
+    attempts.record(layout, name, submission_id, token)
     return done
-
-
-def jobs_of(attempts: Sequence[str]) -> list[str]:
-    """The submission ids of attempts by their names, each once, where it comes last."""
-    return list(dict.fromkeys(_AGAIN.sub("", name) for name in reversed(attempts)))[::-1]
 
 
 def is_over(layout: Layout, before: Mapping[str, Any], now: Mapping[str, Any], *, retry_failed: bool = False) -> bool:
     """True if a run has a manifest, and nothing is to be done since; arguments as of `begin`."""
-    manifest = _read_json(layout.manifest_uri)
+    manifest = storage.read_json(layout.manifest_uri)
     if manifest is None or before["files"] != now["files"]:
         return False
     return not (retry_failed and manifest["counts"]["failed"])
-
-
-def _new_name(layout: Layout, submission_id: str, overwritten: Sequence[str]) -> str:
-    """A name for an attempt, and so for its records and parts, that none before had.
-
-    A cluster that is new, or has forgotten its jobs, takes a submission id that was there already.
-    """
-    taken = {*storage.children(layout.attempts_uri), *(f"{name}.json" for name in overwritten)}
-    names = itertools.chain([submission_id], (f"{submission_id}~{number}" for number in itertools.count(2)))
-    return next(name for name in names if f"{name}.json" not in taken)
 
 
 def _empty(layout: Layout) -> list[str]:
@@ -196,7 +185,7 @@ def _empty(layout: Layout) -> list[str]:
         The names of its attempts, and of those before.
     """
     names = identity.overwritten(storage.read_bytes(layout.run_uri))
-    names += [name.removesuffix(".json") for name in storage.children(layout.attempts_uri)]
+    names += attempts.recorded(layout)
     there = {layout.output_uri + name for name in storage.children(layout.output_uri)}
     there |= {layout.meta_uri + name for name in storage.children(layout.meta_uri)}
     parts = (layout.data_uri, layout.errors_uri, layout.openai_uri)
@@ -238,15 +227,15 @@ def check_once(records: Mapping[str, Record]) -> None:
 
 def _done(layout: Layout, name: str, manifest: dict[str, Any] | None, *, is_over: bool) -> Done:
     """What is done, by the records; of a run that has, or had, a manifest, by those whose parts are in it."""
-    ours = attempts(layout, name)
+    ours = [*(one for one in attempts.in_order(layout) if one != name), name]
     there = storage.children(layout.checkpoint_uri)
-    uris = [layout.checkpoint_uri + one for one in there if _attempt_of(one) in ours]
+    uris = [layout.checkpoint_uri + one for one in there if attempts.of_record(one) in ours]
     # of an overwritten run a worker may have put one since
-    others = [layout.checkpoint_uri + one for one in there if _attempt_of(one) not in ours]
+    others = [layout.checkpoint_uri + one for one in there if attempts.of_record(one) not in ours]
     with ThreadPoolExecutor(_THREADS) as threads:
-        asked = [uri for uri in uris if not uri.endswith(_FILES)]
+        asked = [uri for uri in uris if not uri.endswith(attempts.FILES)]
         found = {uri: record for uri, record in zip(asked, threads.map(Record.read, asked), strict=True) if record}
-        read_files = list(threads.map(_read_json, [uri for uri in uris if uri.endswith(_FILES)]))
+        read_files = list(threads.map(storage.read_json, [uri for uri in uris if uri.endswith(attempts.FILES)]))
     kept = found
     if manifest is not None:
         listed = {part["uri"] for part in manifest["parts"]}
@@ -308,48 +297,24 @@ def _spans_by_path(records: Iterable[Record]) -> dict[str, list[list[int]]]:
     return spans
 
 
-_FILES = "-files.json"
-
-
-def attempts(layout: Layout, name: str) -> list[str]:
-    """The names of the attempts that have worked on a run, this one last."""
-    names = sorted(found.removesuffix(".json") for found in storage.children(layout.attempts_uri))
-    return [*(found for found in names if found != name), name]
-
-
 def save_files(layout: Layout, attempt: str, num_rows: Mapping[str, int]) -> None:
     """Keeps how many rows files have that were read to their end, so that a file that is done is not read again."""
-    storage.write_bytes(f"{layout.checkpoint_uri}{attempt}{_FILES}", json.dumps(dict(num_rows)).encode())
+    storage.write_bytes(f"{layout.checkpoint_uri}{attempt}{attempts.FILES}", json.dumps(dict(num_rows)).encode())
 
 
-def _attempt_of(record: str) -> str:
-    """The name of the attempt that wrote a record, or how many rows files have, by its name."""
-    return record.removesuffix(_FILES) if record.endswith(_FILES) else record.rpartition("-")[0]
-
-
-def record_uri(layout: Layout, attempt: str, task: int) -> str:
-    """Where a write task's record is: one that is tried again finds it."""
-    return f"{layout.checkpoint_uri}{attempt}-{task:06d}.json"
-
-
-def part_name(attempt: str, task: int) -> str:
-    """A name for one try of a write task's parts, without the suffix: no two tries share one."""
-    return f"{attempt}-{task:06d}-{secrets.token_hex(2)}"
-
-
-def remove_orphans(layout: Layout, parts: Iterable[str], attempts: Sequence[str]) -> None:
+def remove_orphans(layout: Layout, parts: Iterable[str], names: Sequence[str]) -> None:
     """Removes parts of this run's attempts that no record names.
 
     Args:
         layout: the run's places.
         parts: URIs of the run's parts.
-        attempts: the submission ids whose parts may be removed.
+        names: the attempts whose parts may be removed.
 
     Raises:
         JobError: there are parts of somebody else.
     """
     ours = {_place(uri) for uri in parts}
-    begun = tuple(f"{name}-" for name in attempts)
+    begun = tuple(f"{name}-" for name in names)
     for uri in (layout.data_uri, layout.errors_uri, layout.openai_uri):
         for name in storage.children(uri):
             if _place(uri + name) in ours:
@@ -363,12 +328,3 @@ def remove_orphans(layout: Layout, parts: Iterable[str], attempts: Sequence[str]
 def _place(uri: str) -> tuple[str, ...]:
     """Folder and name of a part: one task's rows and its errors share the name."""
     return tuple(uri.rsplit("/", 2)[1:])
-
-
-def _read_json(uri: str) -> Any:
-    content = storage.read_bytes(uri)
-    try:
-        return json.loads(content) if content else None  # without content: a write that was cut off, so none at all
-    except ValueError as error:
-        msg = f"{uri}: not JSON ({error}); start anew with --overwrite"
-        raise JobError(msg) from error

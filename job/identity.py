@@ -12,6 +12,7 @@ from rayferry.job.layout import Layout
 from rayferry.job.log import counted
 from rayferry.job.spec import JobSpec, parse
 
+SCHEMA_VERSION = 2  # of `_meta/run.json`; what it holds is read by none but its own
 _SHOWN, _SHOWN_CHARS = 5, 80
 # Keys of the job file that change what a row's answer is.
 _ANSWER_KEYS = {"model", "revision", "task", "sampling", "chat", "pooling", "lora"}
@@ -39,8 +40,8 @@ def settings(spec: JobSpec) -> dict[str, Any]:
 
 
 def asked(settings: Mapping[str, Any], files: Sequence[storage.File]) -> dict[str, Any]:
-    """What decides a run's answers: see `settings`, and of each file its path, size and last change."""
-    identity = [[file.path, file.num_bytes, file.modified_ns] for file in files]
+    """What decides a run's answers: see `settings`, and of each file its path, size and ETag, or last change."""
+    identity = [[file.path, file.num_bytes, file.version] for file in files]
     return {"settings": dict(settings), "files": identity}
 
 
@@ -65,7 +66,7 @@ def require_same(spec: JobSpec, layout: Layout, run: bytes | None) -> None:
         JobError: it was begun with another job file.
     """
     before = _state(run)
-    if before.get("schema_version") == 1 and isinstance(before.get("settings"), dict):
+    if before.get("schema_version") == SCHEMA_VERSION and isinstance(before.get("settings"), dict):
         travelled = parse(json.loads(json.dumps(spec.to_json())), "the job file")
         refuse_other(layout, before["settings"], settings(travelled))
 

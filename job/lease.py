@@ -24,7 +24,6 @@ from rayferry.job.log import say
 TTL_S = 60.0
 _RENEW_S = 15.0
 _POLL_S = 2.0
-_MAX_ATTEMPTS = 8
 _CONFLICT = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
 _NO_CONDITIONS = {"NotImplemented", "501"}
 
@@ -170,11 +169,7 @@ class _S3:
     """By boto3: Arrow's filesystem has no conditional puts."""
 
     def __init__(self, uri: str) -> None:
-        import boto3  # noqa: PLC0415  # a job without S3 does not need it
-        from botocore.config import Config  # noqa: PLC0415
-
-        patient = Config(retries={"mode": "standard", "total_max_attempts": _MAX_ATTEMPTS})
-        self._client: Any = boto3.client("s3", region_name=os.environ.get("AWS_REGION") or None, config=patient)
+        self._client: Any = storage.s3_client()
         bucket, _, key = uri.removeprefix("s3://").partition("/")
         self._place: dict[str, Any] = {"Bucket": bucket, "Key": key}
 

@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from rayferry.job import RAY_FLOOR, hand_over, identity, storage
+from rayferry.job import RAY_FLOOR, hand_over, identity, nodes, storage, telling
 from rayferry.job.earlier import NOTHING_EARLIER, Earlier, attempt_number
-from rayferry.job.errors import JobError, NodesError, TooManyErrorsError
+from rayferry.job.errors import JobError, TooManyErrorsError
 from rayferry.job.layout import Layout
 from rayferry.job.lease import Lease
-from rayferry.job.log import counted, say
-from rayferry.job.placement import Placement, ReplicaGroups, plan_here
+from rayferry.job.log import say
+from rayferry.job.placement import Placement, ReplicaGroups
 from rayferry.job.rows import data_schema
 from rayferry.job.spec import JobSpec
 
@@ -28,12 +28,9 @@ if TYPE_CHECKING:
     from rayferry.job.progress import Snapshot
     from rayferry.job.sink import PartsDatasink
 
-MASKED = "***"  # in spec.json, in place of the value of an environment variable
 _BLOCKS_WAITING_PER_REPLICA = 24
 _LEAST_WAITING_BYTES = 64 << 20
 _SHARE_EXPIRES_S = "30"
-_NODES_COME_BACK_S = 600.0
-_POLL_S = 5.0
 
 
 def check_ray(version: str) -> None:
@@ -97,7 +94,7 @@ def _run(
     import ray
 
     _before_ray_data()
-    from rayferry.job import checkpoint, manifest, progress, reporter, sink, source  # they import it
+    from rayferry.job import attempts, checkpoint, manifest, progress, reporter, sink, source  # they import it
     from rayferry.job.look import look
 
     layout = Layout(spec.output.uri)
@@ -109,14 +106,14 @@ def _run(
     if before is not None:  # before a look, which takes them for granted
         identity.refuse_other(layout, before["settings"], settings)
     found = look(spec, before)
-    _tell(spec, found)
+    telling.tell_input(spec, found)
 
     _connect()
     asked = identity.asked(settings, found.files)
     if before is not None:
         identity.refuse_other_input(layout, before["files"], asked["files"], new_files=earlier.new_input)
     done, placement = _begin(spec, submission_id, before, found, asked, earlier)
-    jobs = checkpoint.jobs_of(done.attempts)
+    jobs = attempts.jobs_of(done.attempts)
     if not is_new:  # only now is what was there this run's, or gone
         accepted(layout)
     if placement is None or done.manifest is not None:
@@ -124,7 +121,7 @@ def _run(
         return _write_manifest(layout, (done.manifest or {}) | {"submission_id": submission_id, "attempts": jobs})
     if done.records:
         say(f"resumed: {sum(map(len, done.spans.values())):,} rows are done already")
-    storage.write_bytes(layout.spec_uri, json.dumps(_told(spec), indent=1).encode())
+    storage.write_bytes(layout.spec_uri, json.dumps(telling.masked(spec), indent=1).encode())
     board = progress.start_board(len(found.files), found.num_bytes, spec.on_error.max_error_rate)
     schema = data_schema(spec, found.columns.schema, openai=found.openai)
     parts = sink.PartsDatasink(layout, done.attempts[-1], spec.output.rows_per_part, schema, board, found.copied)
@@ -171,7 +168,7 @@ def _begin(
     retry_failed = earlier.retry_failed and not failed_rows.was_done(layout, earlier.run)
     if before is not None and checkpoint.is_over(layout, before, asked, retry_failed=retry_failed):
         return checkpoint.begin(layout, submission_id, before, asked, stays_over=True), None
-    placement = _place(spec, layout, before, earlier)
+    placement = nodes.place(spec, layout, before, earlier)
     device = placement.device if before is None else before["device"]
     now = {**asked, "columns": found.columns.to_json(), "openai": found.openai, "device": device}
     done = checkpoint.begin(layout, submission_id, before, now, token=earlier.run)
@@ -186,7 +183,7 @@ def _conclude(layout: Layout, now: "Snapshot", parts: "PartsDatasink", done: "Do
     """
     from rayferry.job import checkpoint
 
-    _tell_end(now)
+    telling.tell_end(now)
     storage.write_bytes(layout.progress_uri, json.dumps(now.to_json()).encode())
     if not any(part.kind == "data" for part in parts.parts):
         parts.write_empty()
@@ -264,57 +261,6 @@ def _go_on(board: "ActorHandle[Any]", done: "Done", found: "Input") -> None:
     board.go_on.remote(done.parts, whole)
 
 
-def _place(spec: JobSpec, layout: Layout, before: Mapping[str, Any] | None, earlier: Earlier) -> Placement:
-    """Where the replicas are to be; of a run that goes on and asks what it did, the nodes may not be back yet.
-
-    Raises:
-        JobError: no node can hold a replica, or not all of them fit.
-    """
-    if before is not None and before["device"] == "gpu" and spec.resources.device == "auto":
-        spec = spec.model_copy(update={"resources": spec.resources.model_copy(update={"device": "gpu"})})
-    is_known = before is not None and _asks_for_the_same(spec, layout)
-    placement = _wait_for_nodes(spec) if is_known or (before is None and earlier.later) else plan_here(spec)
-    if placement.note:
-        say(placement.note)
-    return placement
-
-
-def _asks_for_the_same(spec: JobSpec, layout: Layout) -> bool:
-    """False if the last attempt had a job file that asked for other nodes, as far as is known."""
-    there = storage.read_bytes(layout.spec_uri)
-    told = json.dumps(_told(spec))
-    before, now = json.loads(there or told), json.loads(told)
-    return all(before.get(key) == now.get(key) for key in ("engine", "replicas"))
-
-
-def _wait_for_nodes(spec: JobSpec) -> Placement:
-    """Plans once there are nodes for it.
-
-    Raises:
-        NodesError: no node can hold a replica, or not all of them fit.
-    """
-    until = time.monotonic() + _NODES_COME_BACK_S
-    told = ""
-    while True:
-        try:
-            return plan_here(spec)
-        except JobError as error:
-            if time.monotonic() > until:
-                raise NodesError(str(error)) from None
-            if str(error) != told:
-                told = str(error)
-                say(f"{error}; waiting up to {_NODES_COME_BACK_S / 60:g} minutes for nodes")
-            time.sleep(_POLL_S)
-
-
-def _tell_end(now: "Snapshot") -> None:
-    """What a user should know of a run that went to its end."""
-    if now.num_rescued:
-        say(f"{counted(now.num_rescued, 'row')} had values that fit no column: they are in rescued_data")
-    if now.num_poison:
-        say(f"{counted(now.num_poison, 'row')} killed the engine: see errors/ (error_type EngineDied)")
-
-
 def _share(spec: JobSpec, placement: Placement, num_rows: int) -> tuple[JobSpec, Placement]:
     """The job and the placement with a replica for each engine, where several share a GPU; `num_rows`: still to do."""
     from rayferry.job import sharing
@@ -335,29 +281,6 @@ def _repeated_ids(spec: JobSpec, found: "Input") -> "Repeated | None":
     if repeated:
         say(f"ids used more than once: {len(repeated):,}; the first row of each keeps it, others fail")
     return repeated
-
-
-def _tell(spec: JobSpec, found: "Input") -> None:
-    """What was found of the input, and what was decided about it."""
-    size = f"{counted(len(found.files), 'file')}, {found.num_bytes:,} bytes ({', '.join(sorted(found.formats))})"
-    say(f"input: {size}; model: {spec.model}; task: {spec.task}")
-    for name, (path, reason) in found.formats.items():
-        if reason:
-            say(f"input: {path} is read as {name}: {reason}")
-    for setting in ("sampling_column", "adapter_column"):
-        column = getattr(spec.input, setting)
-        if column is not None and column not in found.columns.columns:
-            say(f"input: no row that was looked at has a column {column!r} (input.{setting}): is it spelt so?")
-    for name, renamed in found.columns.renamed.items():
-        say(f"input: your column {name!r} is called {renamed!r} in the output, where {name!r} is ours")
-
-
-def _told(spec: JobSpec) -> dict[str, Any]:
-    """The job file for readers of the output, who need not know the values of env_vars."""
-    told = spec.to_json()
-    if spec.runtime_env.env_vars:
-        told["runtime_env"]["env_vars"] = dict.fromkeys(spec.runtime_env.env_vars, MASKED)
-    return told
 
 
 def _before_ray_data() -> None:

@@ -16,7 +16,7 @@ import ray
 from ray.data import Datasink
 from ray.data.block import BlockAccessor
 
-from rayferry.job import checkpoint, storage
+from rayferry.job import attempts, checkpoint, storage
 from rayferry.job.errors import JobError, TooManyErrorsError
 from rayferry.job.layout import Layout
 from rayferry.job.openai_batch import result_line
@@ -122,7 +122,7 @@ class PartsDatasink(Datasink["tuple[str, checkpoint.Record] | None"]):  # type: 
         table = pa.concat_tables(tables)
         if self._copied is not None:
             table = with_copy(table, self._copied)
-        record_uri = checkpoint.record_uri(self._layout, self._attempt, ctx.task_idx)
+        record_uri = attempts.record_uri(self._layout, self._attempt, ctx.task_idx)
         rows = spans_of(table)
         record = checkpoint.Record.read(record_uri)
         stages = table.column("stage")
@@ -146,7 +146,7 @@ class PartsDatasink(Datasink["tuple[str, checkpoint.Record] | None"]):  # type: 
         return record_uri, record
 
     def _write_parts(self, table: pa.Table, data: pa.Table, task: int) -> list[Part]:
-        name = checkpoint.part_name(self._attempt, task)
+        name = attempts.part_name(self._attempt, task)
         parts = []
         if data.num_rows:
             parts.append(_write(f"{self._layout.data_uri}{name}.parquet", "data", data))
@@ -160,7 +160,7 @@ class PartsDatasink(Datasink["tuple[str, checkpoint.Record] | None"]):  # type: 
 
     def write_empty(self) -> None:
         """Writes a part without rows, so that there is always one to read."""
-        name = checkpoint.part_name(self._attempt, 0)
+        name = attempts.part_name(self._attempt, 0)
         part = _write(f"{self._layout.data_uri}{name}.parquet", "data", self._schema.empty_table())
         self.records[""] = checkpoint.Record([part.to_json()], {})
 

@@ -1,6 +1,7 @@
 """Filesystems by URI: the one place where the job learns about endpoints, regions and credentials."""
 
 import functools
+import json
 import os
 import random
 import re
@@ -89,13 +90,14 @@ class File:
         num_bytes: its size.
         label: what ids of its rows begin with: its path below the one prefix, or its whole path where there are
             several URIs.
-        modified_ns: when it was last written, in nanoseconds since 1970; 0 where that is not asked.
+        version: changes when its content does: the ETag on S3, else when it was last written, in nanoseconds since
+            1970; "" where that is not asked.
     """
 
     path: str
     num_bytes: int
     label: str
-    modified_ns: int = 0
+    version: str = ""
 
 
 def list_files(uris: list[str], *, anonymous: bool = False) -> list[File]:
@@ -112,11 +114,46 @@ def list_files(uris: list[str], *, anonymous: bool = False) -> list[File]:
     """
     found: dict[str, File] = {}
     for uri in uris:
-        for info, root in _list_one(uri, anonymous=anonymous):
+        listed = _list_one(uri, anonymous=anonymous)
+        first, root = listed[0]
+        below = root if first.path == root or "/" not in root else f"{root}/"
+        tags = _etags(uri, below, anonymous=anonymous) if uri.startswith("s3://") else {}
+        for info, _ in listed:
             path = info.path
             label = path if len(uris) > 1 else path[len(root) :].lstrip("/") or path.rpartition("/")[2]
-            found.setdefault(path, File(path, info.size, label, info.mtime_ns or 0))
+            found.setdefault(path, File(path, info.size, label, tags.get(path) or str(info.mtime_ns or 0)))
     return [found[path] for path in sorted(found)]
+
+
+def s3_client(*, anonymous: bool = False) -> Any:
+    """What boto3 offers of S3 beyond Arrow's filesystem: ETags, conditional puts. As patient as `filesystem`.
+
+    Raises:
+        ImportError: there is no boto3.
+    """
+    import boto3  # noqa: PLC0415  # a job without S3 does not need it
+    from botocore import UNSIGNED  # noqa: PLC0415
+    from botocore.config import Config  # noqa: PLC0415
+
+    config = Config(retries={"mode": "standard", "total_max_attempts": _MAX_ATTEMPTS})
+    if anonymous:
+        config = config.merge(Config(signature_version=UNSIGNED))
+    return boto3.client("s3", region_name=os.environ.get("AWS_REGION") or None, config=config)
+
+
+def _etags(uri: str, root: str, *, anonymous: bool) -> dict[str, str]:
+    """The ETags of the object at a path, or of all below it, by path; none without boto3."""
+    bucket, _, key = root.partition("/")
+    try:
+        client = s3_client(anonymous=anonymous or uri.startswith("s3://anonymous@"))
+    except ImportError:
+        return {}
+    try:
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)
+        return {f"{bucket}/{one['Key']}": one["ETag"].strip('"') for page in pages for one in page.get("Contents", ())}
+    except Exception as error:
+        msg = f"{uri}: cannot be listed: {error}; check the bucket's name, the credentials and the endpoint"
+        raise JobError(msg) from error
 
 
 def is_glob(uri: str) -> bool:
@@ -230,6 +267,20 @@ def read_bytes(uri: str) -> bytes | None:
         return None
     except OSError as error:
         msg = f"{uri}: cannot be read: {error}; check the bucket's name, the credentials and the endpoint"
+        raise JobError(msg) from error
+
+
+def read_json(uri: str) -> Any:
+    """What a JSON object of ours holds, or None if it is not there, or is without content: a write that was cut off.
+
+    Raises:
+        JobError: it is not JSON, or the store does not answer, or refuses.
+    """
+    content = read_bytes(uri)
+    try:
+        return json.loads(content) if content else None
+    except ValueError as error:
+        msg = f"{uri}: not JSON ({error}); start anew with --overwrite"
         raise JobError(msg) from error
 
 

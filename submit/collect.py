@@ -14,8 +14,8 @@ from rayferry.job import identity
 from rayferry.job.earlier import attempt_number
 from rayferry.job.errors import RayferryError
 from rayferry.job.layout import Layout
-from rayferry.job.pipeline import MASKED
 from rayferry.job.spec import JobSpec, parse
+from rayferry.job.telling import MASKED
 from rayferry.submit import report, s3
 from rayferry.submit.config import command
 

@@ -22,7 +22,7 @@ import own_stack
 import ray
 from pipeline import AtOnce
 
-from rayferry.job import checkpoint, identity, pipeline, storage
+from rayferry.job import attempts, checkpoint, identity, pipeline, storage
 from rayferry.job.checkpoint import Record
 from rayferry.job.earlier import Earlier
 from rayferry.job.layout import Layout
@@ -78,7 +78,7 @@ def write_earlier(spec, rows_per_file, rows_per_part):
                 tokens = {"num_input_tokens": 3, "num_generated_tokens": 1}
                 part = {"uri": uri, "kind": "data", "num_rows": stop - start, "num_bytes": 1, "sha256": "0" * 64}
                 records.append(Record([part | tokens], {scheme + file.path: [[start, stop]]}))
-        uris = [checkpoint.record_uri(layout, "run-1", at) for at in range(len(records))]
+        uris = [attempts.record_uri(layout, "run-1", at) for at in range(len(records))]
         list(threads.map(lambda record, uri: record.write(uri), records, uris))
         list(threads.map(lambda record: storage.write_bytes(record.parts[0]["uri"], b"x"), records))  # looked for only
     return len(records)

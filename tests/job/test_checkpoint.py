@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from rayferry.job import checkpoint, identity, storage
+from rayferry.job import attempts, checkpoint, identity, storage
 from rayferry.job.checkpoint import Record
 from rayferry.job.earlier import Earlier
 from rayferry.job.errors import JobError
 from rayferry.job.layout import Layout
 from rayferry.job.storage import File
 
-FILES = [File("/in/a.txt", 10, "a.txt", 5), File("/in/b.txt", 20, "b.txt", 6)]
+FILES = [File("/in/a.txt", 10, "a.txt", "5"), File("/in/b.txt", 20, "b.txt", "6")]
 SETTINGS = {"model": "m", "sampling": {"temperature": 0.5}, "input": {"template": None}}
 
 
@@ -38,11 +38,11 @@ def attempt(layout):
 
 
 def write_part(layout, submission_id, task, rows, *, with_record=True):
-    name = f"{checkpoint.part_name(submission_id, task)}.parquet"
+    name = f"{attempts.part_name(submission_id, task)}.parquet"
     storage.write_bytes(layout.data_uri + name, b"x")
     if with_record:
         record = Record([{"uri": layout.data_uri + name, "num_generated_tokens": 1}], rows)
-        uri = checkpoint.record_uri(layout, submission_id, task)
+        uri = attempts.record_uri(layout, submission_id, task)
         record.write(uri)
     return name
 
@@ -68,8 +68,23 @@ def test_an_attempt_whose_id_was_there_already_has_a_name_of_its_own(attempt, la
     write_part(layout, names[-1], 0, {"/in/a.txt": [[3, 4]]})
     done = attempt("run-2", resume=True)
     assert names == ["run-1", "run-1~2", "run-1~3"]
-    assert checkpoint.jobs_of(["a", *names[:1], "b~2", *names[1:]]) == ["a", "b", "run-1"]
+    assert attempts.jobs_of(["a", *names[:1], "b~2", *names[1:]]) == ["a", "b", "run-1"]
     assert (len(done.spans["/in/a.txt"]), len(done.parts)) == (4, 2)
+
+
+def test_attempts_are_told_in_the_order_in_which_they_began(attempt):
+    ids = ["run-1", "run-1-a2", "run-1-a10", "again"]
+    assert [attempt(name, resume=True).attempts for name in ids] == [ids[: at + 1] for at in range(len(ids))]
+
+
+@pytest.mark.parametrize("earlier", [{"resume": True}, {"later": True, "run": "run-1/x"}])
+def test_a_run_of_another_version_is_refused_and_stays(attempt, layout, earlier):
+    attempt("run-1", run="run-1/x")
+    there = json.loads(storage.read_bytes(layout.run_uri)) | {"schema_version": 1}
+    storage.write_bytes(layout.run_uri, json.dumps(there).encode())
+    with pytest.raises(JobError, match="another version of Rayferry"):
+        attempt("run-2", **earlier)
+    assert json.loads(storage.read_bytes(layout.run_uri)) == there
 
 
 def test_a_file_is_done_if_as_many_rows_are_done_as_it_has(attempt, layout):
@@ -141,8 +156,8 @@ def test_another_job_file_is_refused_with_what_differs(attempt, changes, told):
 
 
 A, B = FILES
-CHANGED = File(A.path, A.num_bytes, A.label, 7)
-NEW = File("/in/c.txt", 1, "c.txt", 1)
+CHANGED = File(A.path, A.num_bytes, A.label, "7")
+NEW = File("/in/c.txt", 1, "c.txt", "1")
 
 
 @pytest.mark.parametrize(
@@ -196,7 +211,7 @@ def test_a_part_of_another_run_is_not_removed(layout):
 @pytest.mark.parametrize("content", [b"{", b"[1]", b'{"parts": []}'])
 def test_a_broken_record_is_told_with_its_place(attempt, layout, content):
     attempt("run-1")
-    uri = checkpoint.record_uri(layout, "run-1", 0)
+    uri = attempts.record_uri(layout, "run-1", 0)
     storage.write_bytes(uri, content)
     with pytest.raises(JobError, match=uri):
         attempt("run-2", resume=True)
@@ -228,7 +243,7 @@ def test_a_record_whose_part_is_not_there_is_of_rows_to_be_answered_again(attemp
     [
         ({}, 1),
         ({"retry_failed": True}, 0),
-        ({"new_files": True, "files": [*FILES, File("/in/c.txt", 1, "c.txt", 1)]}, 0),
+        ({"new_files": True, "files": [*FILES, File("/in/c.txt", 1, "c.txt", "1")]}, 0),
     ],
     ids=["resume", "retry failed", "new input"],
 )
@@ -250,7 +265,7 @@ def test_a_record_that_lost_its_part_to_another_of_its_rows_does_not_oust_that_o
     checkpoint.remove_orphans(layout, [layout.data_uri + kept], ["run-1", "run-2"])  # and killed right after
     done = attempt("run-3", resume=True)
     assert lost not in storage.children(layout.data_uri)
-    assert list(done.records) == [checkpoint.record_uri(layout, "run-2", 0)]
+    assert list(done.records) == [attempts.record_uri(layout, "run-2", 0)]
 
 
 def test_what_a_killed_process_was_writing_is_neither_a_part_nor_a_record(attempt, layout):
@@ -270,7 +285,7 @@ def test_of_a_run_that_is_over_the_manifest_says_which_records_count(attempt, la
     storage.write_bytes(layout.manifest_uri, json.dumps({"parts": [{"uri": layout.data_uri + name}]}).encode())
     write_part(layout, "run-0", 7, {"/in/a.txt": [[0, 5]]})  # by a worker that outlived its attempt
     done = attempt("run-2", files=files, resume=True, new_files=True)
-    assert list(done.records) == [checkpoint.record_uri(layout, "run-1", 0)]
+    assert list(done.records) == [attempts.record_uri(layout, "run-1", 0)]
     assert storage.children(layout.checkpoint_uri) == ["run-1-000000.json"]
 
 

@@ -4,11 +4,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from rayferry.job import __main__ as entrypoint
-from rayferry.job import pipeline
+from rayferry.job import attempts, pipeline, storage
 from rayferry.job.earlier import Earlier
 from rayferry.job.errors import EngineError, JobError, SpecError, TooManyErrorsError
 from rayferry.job.layout import Layout
@@ -216,10 +217,10 @@ sys.exit(entrypoint.main(sys.argv[1:]))
 def driver(tmp_path):
     """Runs a driver to its end; gives its exit code, its whole log, the log's copy and the outcome's status."""
 
-    def run(then, *, stop=False, **changes):
+    def run(then, *, stop=False, words=(), **changes):
         spec, log, out = tmp_path / "spec.json", tmp_path / "job-driver-run-1.log", tmp_path / "out"
         spec.write_text(json.dumps(SPEC | {"output": {"uri": str(out)}} | changes))
-        command = [sys.executable, "-u", "-c", DRIVER.format(then=then), str(spec), "--submission-id", "run-1"]
+        command = [sys.executable, "-u", "-c", DRIVER.format(then=then), str(spec), "--submission-id", "run-1", *words]
         with log.open("ab") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process:
             deadline = time.monotonic() + 60
             while stop and "ready" not in log.read_text():
@@ -251,6 +252,23 @@ def test_a_stopped_drivers_log_is_copied_to_its_last_line(driver):
 def test_the_log_of_a_driver_out_of_time_is_copied_to_its_last_line(driver):
     code, log, copy, status = driver("time.sleep(60)", timeout="12s")
     assert (code, copy, status) == (6, log, "TIMED_OUT")
+
+
+@pytest.mark.parametrize(
+    ("run", "is_over", "expected"),
+    [("r/1", False, (6, "TIMED_OUT")), ("r/2", False, (0, "SUCCEEDED")), ("r/1", True, (0, "SUCCEEDED"))],
+    ids=["of this run", "of another run", "over"],
+)
+def test_a_timeout_is_of_the_run_over_attempts_that_go_on_by_themselves(driver, tmp_path, run, is_over, expected):
+    layout = Layout(str(tmp_path / "out"))
+    attempts.record(layout, "run-0", "run-0", "r/1")
+    name = Path(layout.attempts_uri) / "run-0.json"
+    name.write_text(json.dumps(json.loads(name.read_text()) | {"began_at": time.time() - 100}))
+    if is_over:
+        storage.write_bytes(layout.manifest_uri, b"{}")
+    words = ["--later", "--run", run]
+    code, _, _, status = driver(f"return {manifest(0)}", words=words, timeout="90s")
+    assert (code, status) == expected
 
 
 @pytest.mark.parametrize(

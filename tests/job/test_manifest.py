@@ -9,7 +9,7 @@ from rayferry.job.sink import Part
 from rayferry.job.storage import File
 from rayferry.job.tally import Life, Tally
 
-FILES = [File("bucket/in/a.txt", 10, "a.txt", 5)]
+FILES = [File("bucket/in/a.txt", 10, "a.txt", "5")]
 
 
 def part(kind, name, num_rows, num_generated=0):
@@ -169,7 +169,7 @@ def test_what_changes_the_answers_changes_the_fingerprint(make_spec, changes):
 
 @pytest.mark.parametrize(
     "files",
-    [[], [replace(FILES[0], num_bytes=11)], [replace(FILES[0], modified_ns=6)], [*FILES, replace(FILES[0], path="b")]],
+    [[], [replace(FILES[0], num_bytes=11)], [replace(FILES[0], version="6")], [*FILES, replace(FILES[0], path="b")]],
 )
 def test_other_files_are_another_fingerprint(make_spec, files):
     assert fingerprint(make_spec(), files) != fingerprint(make_spec(), FILES)

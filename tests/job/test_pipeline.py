@@ -26,7 +26,7 @@ from ray.util.annotations import RayDeprecationWarning
 from rayferry.job import RAY_FLOOR, pipeline, storage
 from rayferry.job.answers import Answers
 from rayferry.job.earlier import Earlier
-from rayferry.job.errors import EXIT_PASSING, JobError, NodesError, TooManyErrorsError, is_passing
+from rayferry.job.errors import EXIT_PASSING, JobError, TooManyErrorsError, is_passing
 from rayferry.job.layout import Layout
 from rayferry.job.rows import data_schema
 from rayferry.job.spec import parse
@@ -634,36 +634,6 @@ def test_files_that_come_later_take_no_id_and_no_type_of_the_first_ones(spec_of)
     assert {row["rescued_data"] for row in found if row["id"] == "k20"} == {'{"n": "no number"}'}
     assert [row["more"] for row in found if row["id"] == "k20"] == [1.5]
     assert (again["parts"], again["attempts"][-1]) == (manifest["parts"], "nightly")
-
-
-def test_an_attempt_waits_for_the_nodes_that_the_run_had(make_spec, monkeypatch, capsys, tmp_path):
-    plans = [JobError("no node has a GPU"), JobError("no node has a GPU"), SimpleNamespace(note="")]
-    asked = []
-
-    def plan_here(spec):
-        asked.append(spec.resources.device)
-        plan = plans.pop(0)
-        if isinstance(plan, JobError):
-            raise plan
-        return plan
-
-    monkeypatch.setattr(pipeline, "plan_here", plan_here)
-    monkeypatch.setattr(pipeline, "_POLL_S", 0.01)
-    spec = make_spec(output={"uri": f"{tmp_path}/out/"})
-    layout = Layout(spec.output.uri)
-    pipeline._place(spec, layout, {"device": "gpu"}, Earlier(resume=True))
-    assert asked == ["gpu"] * 3
-    assert capsys.readouterr().out.count("no node has a GPU") == 1
-    storage.write_bytes(layout.spec_uri, json.dumps({"replicas": 1}).encode())
-    for before, earlier in ((None, Earlier()), ({"device": "cpu"}, Earlier(resume=True))):
-        plans[:] = [JobError("4 replicas need more nodes")]
-        with pytest.raises(JobError, match="4 replicas"):  # at once
-            pipeline._place(make_spec(replicas=4), layout, before, earlier)
-    plans[:] = [JobError("no node has a GPU")]
-    monkeypatch.setattr(pipeline, "_NODES_COME_BACK_S", -1)
-    with pytest.raises(NodesError) as raised:
-        pipeline._wait_for_nodes(make_spec())
-    assert raised.value.exit_code == EXIT_PASSING
 
 
 def test_rows_that_failed_are_tried_again_and_replace_their_errors(spec_of, tmp_path):

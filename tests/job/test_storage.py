@@ -294,6 +294,20 @@ def public_bucket(keys):
     return bucket
 
 
+@pytest.mark.parametrize("below", ["", "/in", "/in/", "/in/*.txt", "/in/a.txt"])
+def test_a_file_that_is_put_again_is_another_version_only_if_its_content_is(stack, bucket_uri, below):
+    def version():
+        (found,) = storage.list_files([bucket_uri + below])
+        return found.version
+
+    storage.write_bytes(f"{bucket_uri}/in/a.txt", b"x")
+    before = version()
+    storage.write_bytes(f"{bucket_uri}/in/a.txt", b"x")
+    assert version() == before
+    storage.write_bytes(f"{bucket_uri}/in/a.txt", b"y")
+    assert version() != before
+
+
 @pytest.mark.parametrize("form", ["uri", "key"])
 def test_a_public_bucket_is_listed_without_credentials(stack, monkeypatch, form):
     bucket = public_bucket("*")
@@ -302,13 +316,13 @@ def test_a_public_bucket_is_listed_without_credentials(stack, monkeypatch, form)
         found = storage.list_files([f"s3://anonymous@{bucket}/in"])
     else:
         found = storage.list_files([f"s3://{bucket}/in"], anonymous=True)
-    assert found == [File(f"{bucket}/in/a.txt", 1, "a.txt", found[0].modified_ns)]
+    assert found == [File(f"{bucket}/in/a.txt", 1, "a.txt", found[0].version)]
 
 
 def test_a_prefix_is_listed_by_who_may_read_below_it_alone(stack):
     bucket = public_bucket("in/*")
     found = storage.list_files([f"s3://anonymous@{bucket}/in/"])
-    assert found == [File(f"{bucket}/in/a.txt", 1, "a.txt", found[0].modified_ns)]
+    assert found == [File(f"{bucket}/in/a.txt", 1, "a.txt", found[0].version)]
 
 
 def test_a_bucket_that_is_not_public_refuses_an_anonymous_reader(bucket_uri):
