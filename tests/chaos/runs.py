@@ -53,7 +53,7 @@ REAL_FAULTS = (
 BY_LAPTOP = {"laptop killed", "dashboard killed"}  # these go through the command and the Jobs API
 MAX_ATTEMPTS = 6
 _PATIENCE = float(os.environ.get("CHAOS_PATIENCE", "1"))  # more on a machine that others keep busy
-ATTEMPT_S = {"stub": 150.0 * _PATIENCE, "vllm": 400.0 * _PATIENCE}
+ATTEMPT_S = {"stub": 300.0 * _PATIENCE, "vllm": 400.0 * _PATIENCE}
 _HERE = Path(__file__).parent
 _ROWS_PER_PART = 100
 

@@ -6,6 +6,9 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import suppress
+
+import psutil
 
 from rayferry.submit import collect, s3
 from rayferry.submit.local.ports import free_ports
@@ -96,12 +99,15 @@ def ask_server(lines, folder, model):
             wait_for(f"http://127.0.0.1:{port}/health", server, log)
             return {line["custom_id"]: post(f"http://127.0.0.1:{port}{line['url']}", line["body"]) for line in lines}
         finally:
-            server.terminate()
-            server.wait(60)
+            with suppress(psutil.NoSuchProcess):
+                for process in psutil.Process(server.pid).children(recursive=True):  # its engine
+                    process.kill()
+            server.kill()
+            server.wait()
 
 
 def wait_for(url, server, log):
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 900
     while server.poll() is None and time.monotonic() < deadline:
         try:
             with urllib.request.urlopen(url, timeout=5):
@@ -113,7 +119,7 @@ def wait_for(url, server, log):
 
 def post(url, body):
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=120) as answer:
+    with urllib.request.urlopen(request, timeout=600) as answer:
         return json.loads(answer.read())
 
 

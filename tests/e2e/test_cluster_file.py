@@ -251,7 +251,7 @@ def test_no_tunnel_is_left_by_a_command_that_is_ended_or_killed(running, rayferr
     process, port = running(name)
     assert (listens(port), len(tunnels(place))) == (True, 1)
     process.send_signal(signal.SIGTERM)
-    out, said = process.communicate(timeout=30)
+    out, said = process.communicate(timeout=200)
     assert (process.returncode, out) == (130, "")
     assert f"rayferry stop {name}" in said
     assert (listens(port), tunnels(place)) == (False, [])

@@ -117,7 +117,7 @@ def test_a_schedule_of_each_minute_for_five_minutes(stack, place):
         until(lambda: set(states("minutely")) == {"succeeded"}, 900)
     finally:
         scheduler.send_signal(signal.SIGTERM)
-        said = scheduler.communicate(timeout=60)[1]
+        said = scheduler.communicate(timeout=200)[1]
     assert scheduler.returncode == 0, said
     print(said, datum("schedule", "history", "minutely"), datum("schedule", "list"), sep="\n")
 

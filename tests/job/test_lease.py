@@ -105,7 +105,7 @@ with lease.Lease(sys.argv[1], "run-1"):
 
 
 def test_who_lost_it_ends(uri):
-    ended = subprocess.run([sys.executable, "-c", LOSES, uri], check=False, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run([sys.executable, "-c", LOSES, uri], check=False, capture_output=True, text=True, timeout=200)
     assert (ended.returncode, "run-2 has taken this output over" in ended.stdout) == (1, True)
 
 

@@ -302,7 +302,7 @@ def test_a_scheduler_in_the_foreground_ends_well(process, number):
     running = process("schedule", "run")
     line = running.stderr.readline()
     running.send_signal(number)
-    rest = running.communicate(timeout=30)[1]
+    rest = running.communicate(timeout=200)[1]
     assert (running.returncode, "Ctrl-C ends it" in line, "ended;" in rest) == (0, True, True), (line, rest)
 
 

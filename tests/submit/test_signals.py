@@ -39,7 +39,7 @@ def test_a_command_that_waits_for_the_cluster_ends_with_a_line_and_130(process, 
     connection, _ = silent.accept()
     with connection:
         one.send_signal(number)
-        datum, told = one.communicate(timeout=30)
+        datum, told = one.communicate(timeout=200)
     assert (one.returncode, datum, told.splitlines()) == (130, "", [f"rayferry: {said}"])
 
 
@@ -47,7 +47,7 @@ def test_while_a_job_is_sent_it_is_said_how_to_see_whether_it_was_started(proces
     started = []
     ray_api.on_start = lambda _name: (started.append(one.send_signal(signal.SIGTERM)), one.wait(30))
     one = process("submit", job_file, "--address", ray_api.url, "--submission-id", "job-1")
-    told = one.communicate(timeout=60)[1]
+    told = one.communicate(timeout=200)[1]
     see = f"rayferry status job-1 --address {ray_api.url}"
     last = f"rayferry: interrupted while submitting: see whether it was started: {see}"
     assert (one.returncode, told.splitlines()[-1], len(started)) == (130, last, 1)
@@ -82,7 +82,7 @@ def test_ctrl_c_while_a_job_stops_tells_that_it_was_asked_to(process, sent):
         sent.asked.wait(1)
     one.send_signal(signal.SIGINT)
     last = f"rayferry: interrupted: job-1 was asked to stop; see: rayferry status job-1 --address {sent.url}"
-    assert (one.communicate(timeout=30)[1].splitlines(), one.returncode) == ([last], 130)
+    assert (one.communicate(timeout=200)[1].splitlines(), one.returncode) == ([last], 130)
 
 
 def test_a_third_ctrl_c_ends_the_wait_for_the_stop(process, sent):

@@ -126,7 +126,7 @@ def test_the_log_comes_over_the_websocket_while_the_job_runs(front, stack, tmp_p
     assert any(chunk.startswith(tail) for chunk in front.seen)
     assert any(chunk.startswith(b"HTTP/1.1 101 ") for chunk in front.seen)
     go.touch()
-    shown += process.communicate(timeout=60)[1].splitlines()
+    shown += process.communicate(timeout=200)[1].splitlines()
     assert process.returncode == 3
     assert [shown.count(line) for line in ("first", "last")] == [1, 1]
 
