@@ -14,7 +14,7 @@ from typing import Any
 
 from rayferry.job import attempts, identity, storage
 from rayferry.job.earlier import NOTHING_EARLIER, Earlier
-from rayferry.job.errors import JobError
+from rayferry.job.errors import JobError, TornError
 from rayferry.job.layout import Layout
 from rayferry.job.log import counted, say
 from rayferry.job.spans import Spans
@@ -217,12 +217,12 @@ def check_once(records: Mapping[str, Record]) -> None:
     """Makes sure that no row is in two of a run's records, by URI.
 
     Raises:
-        JobError: one is, so another is missing if their number is right.
+        TornError: one is, so another is missing if their number is right.
     """
     repeated = _apart(records)[1]
     if repeated:
         msg = f"some rows were answered twice (those of {repeated[0]}); no manifest is made; go on with --resume"
-        raise JobError(msg)
+        raise TornError(msg)
 
 
 def _done(layout: Layout, name: str, manifest: dict[str, Any] | None, *, is_over: bool) -> Done:

@@ -4,6 +4,7 @@ RayferryError            something failed; its text is what the user reads
 ├── SpecError            the job file or a flag is wrong: exit code 2
 ├── JobError             the run cannot start or cannot go on: exit code 1
 │   ├── TooManyErrorsError   so many rows failed that going on is of no use: exit code 3
+│   ├── TornError            tasks tried again brought other rows than before: exit code 75
 │   └── NodesError           the nodes that the run had have not come back: exit code 75
 ├── EngineError          the inference engine could not start, or died: exit code 1
 └── UnseenError          a check cannot see it from where it runs; the job may well find it
@@ -56,6 +57,15 @@ class NodesError(JobError):
     exit_code = EXIT_PASSING
 
 
+class TornError(JobError):
+    """What was written is not each row once, as tasks of a lost node brought other rows when they were tried again.
+
+    The records tell which rows are well, so the next attempt makes it right.
+    """
+
+    exit_code = EXIT_PASSING
+
+
 class EngineError(RayferryError):
     """The inference engine could not start, or stopped working."""
 
@@ -87,6 +97,8 @@ def is_passing(error: BaseException, *, is_under_way: bool) -> bool:
         exceptions.LocalRayletDiedError, exceptions.RpcError,
     )  # fmt: skip
     for one in _chain(error):
+        if isinstance(one, TornError):
+            return True
         if isinstance(one, lost):
             return not getattr(one, "actor_init_failed", False)
         if is_under_way and _is_of_store(one):

@@ -41,7 +41,8 @@ def forget(layout: Layout, done: Done, run: str | None = None) -> Done:
     """
     failed = {uri: record for uri, record in done.records.items() if _parts(record, "errors")}
     if not failed:
-        say("no row has failed: none is tried again")
+        say("no row has failed: none is tried again")  # or an attempt has begun so, and was killed
+        storage.write_bytes(layout.retried_uri, _mark(run))
         return done
     with ThreadPoolExecutor(_THREADS) as threads:
         changed = threads.map(lambda uri: _without_failed(layout, done.attempts[-1], uri, failed[uri]), failed)

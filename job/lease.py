@@ -103,6 +103,7 @@ class Lease:
 
     def _content(self) -> bytes:
         told = {"schema_version": 1, "submission_id": self._submission_id, "token": self._token, "ttl_s": TTL_S}
+        told["renewal"] = secrets.token_hex(4)  # S3's tag is of the content: who saw the last one may not put on it
         return json.dumps(told).encode()
 
     def _is_mine(self, content: bytes) -> bool:

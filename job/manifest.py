@@ -10,7 +10,7 @@ import pyarrow as pa
 import ray
 
 from rayferry.job import VERSION, identity, tally
-from rayferry.job.errors import JobError
+from rayferry.job.errors import TornError
 from rayferry.job.progress import Snapshot
 from rayferry.job.rows import STAGES
 from rayferry.job.sink import Part
@@ -41,7 +41,7 @@ def build(  # noqa: PLR0913  # what it brings together
         gpus_per_replica: GPUs, or the share of one, that each replica had.
 
     Raises:
-        JobError: the rows written are not the rows read.
+        TornError: the rows written are not the rows read.
     """
     counts = {
         "total": now.rows_read,
@@ -53,7 +53,7 @@ def build(  # noqa: PLR0913  # what it brings together
             f"{counts['total']} rows were read, but {counts['succeeded']} answers and {counts['failed']} errors were "
             "written; no manifest is made, as the output is not whole; see the log, and go on with --resume"
         )
-        raise JobError(msg)
+        raise TornError(msg)
     ended_at = time.time()
     generating_s = ended_at - now.ready_at if now.ready_at else None
     generated = sum(part.num_generated_tokens for part in parts)

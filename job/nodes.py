@@ -16,6 +16,7 @@ from rayferry.job.telling import masked
 
 _COME_BACK_S = 600.0
 _POLL_S = 5.0
+_PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size")
 
 
 def place(spec: JobSpec, layout: Layout, before: Mapping[str, Any] | None, earlier: Earlier) -> Placement:
@@ -24,9 +25,9 @@ def place(spec: JobSpec, layout: Layout, before: Mapping[str, Any] | None, earli
     Raises:
         JobError: no node can hold a replica, or not all of them fit.
     """
+    is_known = before is not None and _asks_for_the_same(spec, layout)
     if before is not None and before["device"] == "gpu" and spec.resources.device == "auto":
         spec = spec.model_copy(update={"resources": spec.resources.model_copy(update={"device": "gpu"})})
-    is_known = before is not None and _asks_for_the_same(spec, layout)
     placement = _wait_for_nodes(spec) if is_known or (before is None and earlier.later) else plan_here(spec)
     if placement.note:
         say(placement.note)
@@ -38,7 +39,13 @@ def _asks_for_the_same(spec: JobSpec, layout: Layout) -> bool:
     there = storage.read_bytes(layout.spec_uri)
     told = json.dumps(masked(spec))
     before, now = json.loads(there or told), json.loads(told)
-    return all(before.get(key) == now.get(key) for key in ("engine", "replicas"))
+    return _needs(before) == _needs(now)
+
+
+def _needs(told: Mapping[str, Any]) -> list[Any]:
+    """What of a job file decides which nodes can hold it."""
+    engine = told.get("engine") or {}
+    return [told.get("replicas"), told.get("resources"), *(engine.get(key) for key in _PARALLEL)]
 
 
 def _wait_for_nodes(spec: JobSpec) -> Placement:

@@ -118,7 +118,8 @@ def _run(
         accepted(layout)
     if placement is None or done.manifest is not None:
         say("the run is over already: nothing is left to do")
-        return _write_manifest(layout, (done.manifest or {}) | {"submission_id": submission_id, "attempts": jobs})
+        told = {"submission_id": submission_id, "attempts": jobs, "max_error_rate": spec.on_error.max_error_rate}
+        return _write_manifest(layout, (done.manifest or {}) | told)
     if done.records:
         say(f"resumed: {sum(map(len, done.spans.values())):,} rows are done already")
     storage.write_bytes(layout.spec_uri, json.dumps(telling.masked(spec), indent=1).encode())

@@ -20,6 +20,8 @@ _SUSPECT_AFTER = 2
 _PIECES = 32
 # Deaths of one replica with no row answered anywhere: in company, and while rows are told apart.
 _MOST_DEATHS, _MOST_DEATHS_ALONE = 5, 7
+# Failed loads of one replica while others are up, as far as is known, likewise: they may be gone, unseen.
+_MOST_PARDONED = 30
 
 
 class Suspect(NamedTuple):
@@ -81,6 +83,7 @@ class Quarantine:
         self._lives: dict[str, str] = {}
         self._dead: set[str] = set()
         self._in_a_row: Counter[str] = Counter()
+        self._pardoned: Counter[str] = Counter()
         self._alone: set[str] = set()
 
     @property
@@ -129,7 +132,7 @@ class Quarantine:
 
         Args:
             life: the process.
-            counts: this death is one of those in a row.
+            counts: this death is one of those in a row; else it is pardoned, a few times until a row is answered.
         """
         if life in self._dead:
             return 0
@@ -140,7 +143,8 @@ class Quarantine:
                 if case.at is not None:
                     self._alone.add(replica)
                 case.died()
-        if not counts:
+        if not counts and self._pardoned[replica] < _MOST_PARDONED:
+            self._pardoned[replica] += 1
             return 0
         self._in_a_row[replica] += 1
         num = self._in_a_row[replica]
@@ -148,6 +152,7 @@ class Quarantine:
 
     def _answered(self) -> None:
         self._in_a_row.clear()
+        self._pardoned.clear()
         self._alone.clear()
 
 

@@ -17,7 +17,7 @@ from ray.data import Datasink
 from ray.data.block import BlockAccessor
 
 from rayferry.job import attempts, checkpoint, storage
-from rayferry.job.errors import JobError, TooManyErrorsError
+from rayferry.job.errors import TooManyErrorsError, TornError
 from rayferry.job.layout import Layout
 from rayferry.job.openai_batch import result_line
 from rayferry.job.rows import ERROR_SCHEMA, RESCUED, RESPONSE, with_copy
@@ -113,7 +113,7 @@ class PartsDatasink(Datasink["tuple[str, checkpoint.Record] | None"]):  # type: 
 
         Raises:
             TooManyErrorsError: so many rows have failed that the run cannot end well any more.
-            JobError: this task was tried before, with other rows.
+            TornError: this task was tried before, with other rows.
         """
         tables = [BlockAccessor.for_block(block).to_arrow() for block in blocks]
         tables = [table for table in tables if table.num_rows]
@@ -135,7 +135,7 @@ class PartsDatasink(Datasink["tuple[str, checkpoint.Record] | None"]):  # type: 
             record.write(record_uri)
         elif record.rows != rows:  # else it is by a try of this task whose end Ray did not learn of
             msg = f"{record_uri} is of other rows than a second try of its task was given; go on with --resume"
-            raise JobError(msg)
+            raise TornError(msg)
         if self._progress is not None:
             told = self._progress.parts_written.remote(
                 record_uri, record.parts, _preview(data), time.monotonic() - start

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayferry.job import identity
+from rayferry.job import attempts, identity
 from rayferry.job.earlier import attempt_number
 from rayferry.job.errors import RayferryError
 from rayferry.job.layout import Layout
@@ -96,9 +96,10 @@ def has_begun(info: "JobInfo") -> bool | None:
         return None
     uri = Layout(info.output_uri).attempts_uri
     try:
-        names = [key.rpartition("/")[2].removesuffix(".json") for key, _ in s3.list_keys(uri, _MAX_ATTEMPTS)]
+        listed = s3.list_keys(uri, _MAX_ATTEMPTS)
     except s3.StorageError:
         return None
+    names = attempts.jobs_of([key.rpartition("/")[2].removesuffix(".json") for key, _ in listed])
     if any(name == info.submission_id or attempt_number(name, info.run) for name in names):
         return True
     return False if s3.is_s3(uri) else None  # a path may be one of another machine

@@ -65,7 +65,7 @@ def run(  # noqa: PLR0913  # all that the command line says
         is_last = number == spec.retry.max_attempts
         try:
             info = launch.to_its_end(cluster, name, watch)
-        except LostContactError as error:
+        except (LostContactError, NoSuchJobError) as error:  # the cluster had it, so it has forgotten it
             if is_last or not _has_forgotten(address, name):
                 raise
             report.note(str(error))

@@ -18,6 +18,9 @@ from rayferry.submit.schedule.decide import Standing
 from rayferry.submit.schedule.records import Firing
 from rayferry.submit.transport import ClusterError, NoSuchJobError, UnreachableError
 
+# Exit codes of a job that the cluster has forgotten: 143 is of a head that goes down, or of a stop right before.
+_AGAIN = {EXIT_PASSING, 143}
+
 T = TypeVar("T")
 
 
@@ -249,4 +252,4 @@ def _by_output(output_uri: str, name: str) -> Look:
         return Look("forgotten", reason="the cluster was restarted while it ran")
     state = {"SUCCEEDED": "succeeded", "STOPPED": "stopped"}.get(str(record["status"]), "failed")
     result = {key: record[key] for key in ("submission_id", "status", "exit_code", "output_uri")}
-    return Look("over", state, record["error"], result, again=record["exit_code"] == EXIT_PASSING)
+    return Look("over", state, record["error"], result, again=record["exit_code"] in _AGAIN)

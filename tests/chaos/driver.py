@@ -21,7 +21,7 @@ lease.TTL_S, lease._RENEW_S, lease._POLL_S = 4.0, 1.0, 0.3
 
 
 class Slow:
-    """Answers one batch after the other in capitals, each in about a tenth of a second; refuses some."""
+    """Answers one batch after the other at random, each in about a tenth of a second; refuses some."""
 
     def __init__(self, spec, device, progress, openai, **_options):
         self.answers = Answers(spec, openai=openai)
@@ -38,9 +38,9 @@ class Slow:
             return None
         if prompt.startswith("refuse"):
             return ValueError("too long")
-        answer = SimpleNamespace(
-            text=prompt.upper(), finish_reason="stop", token_ids=[1, 2], stop_reason=None, logprobs=None
-        )
+        # of another length each time, and much longer than its prompt: so a task that is tried again gives other blocks
+        text = prompt.upper() + " and so on" * random.randrange(100)
+        answer = SimpleNamespace(text=text, finish_reason="stop", token_ids=[1, 2], stop_reason=None, logprobs=None)
         return [SimpleNamespace(outputs=[answer], prompt_token_ids=[0, 1])]
 
 

@@ -7,7 +7,7 @@ import pytest
 from rayferry.job import attempts, checkpoint, identity, storage
 from rayferry.job.checkpoint import Record
 from rayferry.job.earlier import Earlier
-from rayferry.job.errors import JobError
+from rayferry.job.errors import JobError, TornError
 from rayferry.job.layout import Layout
 from rayferry.job.storage import File
 
@@ -292,7 +292,7 @@ def test_of_a_run_that_is_over_the_manifest_says_which_records_count(attempt, la
 def test_a_run_that_answered_a_row_twice_gets_no_manifest():
     records = {f"x/{task}.json": Record([], {"/in/a.txt": [[task, task + 2]]}) for task in range(2)}
     checkpoint.check_once({"x/0.json": records["x/0.json"]})
-    with pytest.raises(JobError, match=r"x/1.json.*go on with --resume"):
+    with pytest.raises(TornError, match=r"x/1.json.*go on with --resume"):
         checkpoint.check_once(records)
 
 

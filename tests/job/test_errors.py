@@ -5,7 +5,16 @@ from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeou
 from ray.data.exceptions import SystemException
 from ray.exceptions import ActorDiedError, GetTimeoutError, NodeDiedError, RayTaskError
 
-from rayferry.job.errors import EngineError, JobError, RayferryError, SpecError, is_passing, root_line
+from rayferry.job.errors import (
+    EngineError,
+    JobError,
+    NodesError,
+    RayferryError,
+    SpecError,
+    TornError,
+    is_passing,
+    root_line,
+)
 
 
 def caused(error, cause):
@@ -23,7 +32,10 @@ def died_of(error):
     return ActorDiedError(RayTaskError("__init__", f"Traceback:\n  File 'x', line 1\n{error!r}", error))
 
 
-@pytest.mark.parametrize(("kind", "code"), [(RayferryError, 1), (SpecError, 2), (JobError, 1), (EngineError, 1)])
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [(RayferryError, 1), (SpecError, 2), (JobError, 1), (EngineError, 1), (NodesError, 75), (TornError, 75)],
+)
 def test_each_exception_has_its_exit_code(kind, code):
     assert kind("x").exit_code == code
 
@@ -85,6 +97,8 @@ RESET = ConnectionResetError("reset by peer")
         (from_task(ActorDiedError()), True, True),
         (caused(RuntimeError("x"), from_task(ActorDiedError())), True, True),
         (died_of(ValueError("no such model")), False, False),
+        (TornError("rows answered twice"), True, True),
+        (from_task(TornError("of other rows")), True, True),
         (caused(JobError("rows lost"), ActorDiedError()), False, False),
         (from_task(JobError("rows lost")), False, False),
         (SLOW_DOWN, False, True),

@@ -89,6 +89,13 @@ def test_a_lease_of_one_that_lives_is_not_taken_though_one_of_its_name_is_over(u
         Lease(uri, "run-2", over=["run-1"]).__enter__()
 
 
+def test_who_saw_a_lease_before_it_was_renewed_may_not_put_on_it(uri, hasty):
+    with Lease(uri, "run-1") as held:
+        _, seen, _ = held._store.get()
+        time.sleep(1)
+        assert held._store.put(b"{}", seen) is None
+
+
 def test_a_lease_that_is_renewed_does_not_expire(uri, hasty):
     with Lease(uri, "run-1"), pytest.raises(JobError, match="run-1 is writing"):
         Lease(uri, "run-2", patient_with=lambda _holder: True).__enter__()

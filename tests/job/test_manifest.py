@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from rayferry.job import identity, manifest
-from rayferry.job.errors import JobError
+from rayferry.job.errors import TornError
 from rayferry.job.progress import Snapshot
 from rayferry.job.sink import Part
 from rayferry.job.storage import File
@@ -125,7 +125,7 @@ def test_without_a_ready_replica_there_is_no_speed(build):
 
 @pytest.mark.parametrize("rows_read", [0, 5, 7])
 def test_no_manifest_is_made_if_the_rows_written_are_not_the_rows_read(build, rows_read):
-    with pytest.raises(JobError, match=f"{rows_read} rows were read, but 5 answers and 1 errors were written"):
+    with pytest.raises(TornError, match=f"{rows_read} rows were read, but 5 answers and 1 errors were written"):
         build(Snapshot(rows_read=rows_read))
 
 

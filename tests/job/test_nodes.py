@@ -7,6 +7,7 @@ from rayferry.job import nodes, storage
 from rayferry.job.earlier import Earlier
 from rayferry.job.errors import EXIT_PASSING, JobError, NodesError
 from rayferry.job.layout import Layout
+from rayferry.job.telling import masked
 
 
 def test_an_attempt_waits_for_the_nodes_that_the_run_had(make_spec, monkeypatch, capsys, tmp_path):
@@ -37,3 +38,20 @@ def test_an_attempt_waits_for_the_nodes_that_the_run_had(make_spec, monkeypatch,
     with pytest.raises(NodesError) as raised:
         nodes._wait_for_nodes(make_spec())
     assert raised.value.exit_code == EXIT_PASSING
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"engine": {"max_num_seqs": 8}}, True),
+        ({"batch_size": 8}, True),
+        ({"engine": {"tensor_parallel_size": 2}}, False),
+        ({"resources": {"accelerator_type": "A100"}}, False),
+        ({"replicas": 4}, False),
+    ],
+    ids=str,
+)
+def test_who_asks_for_nodes_that_the_run_did_not_have_is_told_at_once(make_spec, tmp_path, changes, same):
+    layout = Layout(str(tmp_path))
+    storage.write_bytes(layout.spec_uri, json.dumps(masked(make_spec())).encode())
+    assert nodes._asks_for_the_same(make_spec(**changes), layout) is same

@@ -181,13 +181,24 @@ def test_a_first_load_that_fails_ends_the_run(board):
 
 
 def test_a_first_load_that_fails_where_another_one_did_not_is_tried_again(board):
-    Replica(board, "good")
-    board.replica_starts("r/1")
-    assert board.engine_died("r/1", "this node's disk is full", loading=True) is True
-    for number in range(2, 12):  # however often, and none of the other's batches has ended
-        board.replica_starts(f"r/{number}")
-        assert board.engine_died(f"r/{number}", "this node's disk is full", loading=True) is True
+    good = Replica(board, "good")
+    lives = (f"r/{number}" for number in range(1000))
+
+    def deaths():
+        """How often it cannot load until that ends the run."""
+        for number, life in zip(range(100), lives, strict=False):
+            board.replica_starts(life)
+            if not board.engine_died(life, "this node's disk is full", loading=True):
+                return number
+        return None
+
+    for _ in range(4):
+        for life, _ in zip(lives, range(29), strict=False):
+            board.replica_starts(life)
+            assert board.engine_died(life, "this node's disk is full", loading=True) is True
+        good.run(key("a"), set())
     assert (board.snapshot().failure, set(board.snapshot().deaths)) == (None, {"this node's disk is full"})
+    assert deaths() == 34  # nobody answers a row: the other one may be gone
 
 
 def test_a_replica_that_loaded_once_and_cannot_any_more_ends_the_run(board):

@@ -193,6 +193,7 @@ def test_a_stopped_job_says_so(finish):
         ([], "it had not begun to write, so nothing of it is to be resumed: give its command again"),
         (["older"], "it had not begun to write"),
         (["older", "job-1"], "go on with it: rayferry resume s3://"),
+        (["job-1~2"], "go on with it: rayferry resume s3://"),
         (["job-1-a2"], "go on with it: rayferry resume s3://"),
     ],
 )

@@ -138,8 +138,9 @@ def test_one_attempt_is_no_retry(follow):
     assert follow(DIED, max_attempts=1) == (1, [], ["run"])
 
 
-def test_a_job_that_a_restarted_cluster_has_forgotten_is_gone_on_with(follow):
-    assert follow(LostContactError("restarted"), GOOD)[1:] == (
+@pytest.mark.parametrize("gone", [LostContactError("restarted"), NoSuchJobError("before the first answer")], ids=str)
+def test_a_job_that_a_restarted_cluster_has_forgotten_is_gone_on_with(follow, gone):
+    assert follow(gone, GOOD)[1:] == (
         [("run-a2", Earlier(run="run/1", later=True))],
         ["run-a2"],
     )

@@ -140,8 +140,9 @@ class TestForgotten:
         write_outcome(firing.output_uri, "FAILED", 1, "no", submission_id="other")
         assert runs.look(firing).standing == "forgotten"
 
-    def test_it_had_lost_an_actor_or_the_store(self, runs, firing, write_outcome):
-        write_outcome(firing.output_uri, "FAILED", 75, "the board died", submission_id=RUN)
+    @pytest.mark.parametrize(("status", "code"), [("FAILED", 75), ("STOPPED", 143)])
+    def test_the_cluster_had_ended_it(self, runs, firing, write_outcome, status, code):
+        write_outcome(firing.output_uri, status, code, "the board died", submission_id=RUN)
         look = runs.look(firing)
         assert (look.standing, look.again) == ("over", True)
 
