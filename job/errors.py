@@ -60,7 +60,7 @@ class NodesError(JobError):
 class TornError(JobError):
     """What was written is not each row once, as tasks of a lost node brought other rows when they were tried again.
 
-    The records tell which rows are well, so the next attempt makes it right.
+    The records tell which rows are well, so going on with the run makes it right.
     """
 
     exit_code = EXIT_PASSING
@@ -96,14 +96,19 @@ def is_passing(error: BaseException, *, is_under_way: bool) -> bool:
         exceptions.NodeDiedError, exceptions.ObjectLostError,
         exceptions.LocalRayletDiedError, exceptions.RpcError,
     )  # fmt: skip
+    if is_torn(error):
+        return True
     for one in _chain(error):
-        if isinstance(one, TornError):
-            return True
         if isinstance(one, lost):
             return not getattr(one, "actor_init_failed", False)
         if is_under_way and _is_of_store(one):
             return True
     return False
+
+
+def is_torn(error: BaseException) -> bool:
+    """True if a run ended, or a task of it, as its rows are not each there once; see `TornError`."""
+    return any(isinstance(one, TornError) for one in _chain(error))
 
 
 def _is_of_store(error: BaseException) -> bool:

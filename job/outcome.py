@@ -77,9 +77,10 @@ class Recorder:
         self._thread = threading.Thread(target=self._run, name="rayferry-recorder", daemon=True)
 
     def start(self, layout: Layout) -> None:
-        """Begins: the output is this run's."""
-        self._layout = layout
-        self._thread.start()
+        """Begins: the output is this run's. Again, it does nothing."""
+        if self._layout is None:
+            self._layout = layout
+            self._thread.start()
 
     @property
     def is_started(self) -> bool:

@@ -6,11 +6,12 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from rayferry.job import RAY_FLOOR, hand_over, identity, nodes, storage, telling
 from rayferry.job.earlier import NOTHING_EARLIER, Earlier, attempt_number
-from rayferry.job.errors import JobError, TooManyErrorsError
+from rayferry.job.errors import JobError, TooManyErrorsError, is_torn, root_line
 from rayferry.job.layout import Layout
 from rayferry.job.lease import Lease
 from rayferry.job.log import say
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _BLOCKS_WAITING_PER_REPLICA = 24
 _LEAST_WAITING_BYTES = 64 << 20
 _SHARE_EXPIRES_S = "30"
+_MOST_TORN = 3
 
 
 def check_ray(version: str) -> None:
@@ -80,7 +82,17 @@ def run(
         return earlier.resume or is_ours or holder == submission_id
 
     with Lease(layout.lease_uri, submission_id, patient_with=may_be_dead, over=earlier.over):
-        return _run(spec, submission_id, predictor, accepted, earlier)
+        started_at = time.time()
+        num_torn = 0
+        while True:
+            try:
+                return _run(spec, submission_id, predictor, accepted, earlier, started_at)
+            except Exception as error:
+                num_torn += 1
+                if num_torn == _MOST_TORN or not is_torn(error):
+                    raise
+                say(f"{root_line(error)}: this job does so now")
+            earlier = replace(earlier, resume=True, overwrite=False, retry_failed=False)
 
 
 def _run(
@@ -89,8 +101,8 @@ def _run(
     predictor: type | None,
     accepted: Callable[[Layout], None],
     earlier: Earlier,
+    started_at: float,
 ) -> dict[str, Any]:
-    started_at = time.time()
     import ray
 
     _before_ray_data()

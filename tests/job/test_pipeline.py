@@ -75,6 +75,18 @@ class Lossy(Upper):
         return (await super().__call__(table)).slice(1)
 
 
+class LossyOnce(Upper):
+    """Gives back fewer rows than it gets, if its model names a file that is not there; puts it there."""
+
+    def __init__(self, spec, device, progress, openai, **_options):
+        super().__init__(spec, device, progress, openai)
+        self.num_lost = 0 if Path(spec.model).exists() else 1
+        Path(spec.model).touch()
+
+    async def __call__(self, table):
+        return (await super().__call__(table)).slice(self.num_lost)
+
+
 class Breaking(Upper):
     """Breaks at the prompt `boom` once a part is written, if its model names a file that is there."""
 
@@ -359,6 +371,15 @@ def spec_of(cluster, bucket_uri, make_spec):
         return make_spec(input={"uri": f"{bucket_uri}/in/"}, output={"uri": f"{bucket_uri}/out/"}, **changes)
 
     return put
+
+
+def test_a_run_that_lost_a_row_goes_on_by_itself(spec_of, tmp_path, capsys):
+    spec = spec_of({"a.txt": b"x\n" * 10}, model=str(tmp_path / "was-here"))
+    manifest = pipeline.run(spec, "run-1", LossyOnce)
+    ids = [row["id"] for part in manifest["parts"] for row in rows_of(part["uri"])]
+    assert (manifest["counts"]["succeeded"], sorted(ids)) == (10, sorted(f"a.txt:{at}" for at in range(10)))
+    assert manifest["attempts"] == ["run-1"]
+    assert "9 answers and 0 errors were written" in capsys.readouterr().out
 
 
 def test_no_manifest_is_written_when_rows_are_missing(spec_of):
