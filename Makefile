@@ -2,9 +2,11 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || echo python3)
 VENV := .venv
 BIN := $(VENV)/bin
+# --no-compile, then compileall, which uses all cores; it fails for the few files that are of another Python. It has to
+# be done here: where PYTHONDONTWRITEBYTECODE is set, each process would else compile all that it imports, for itself.
 # --no-deps: the lock is whole, and leaves out what breaks (see there). Torch comes with its own dependencies, because
 # PyPI's build needs CUDA's libraries to import; a CPU build, from an index of yours by PIP_EXTRA_INDEX_URL, does not.
-INSTALL := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := $(shell find job runtime_env submit -name '*.py' -o -name '*.yaml' -o -name '*.jsonl') pyproject.toml MANIFEST.in README.md
 
 .PHONY: demo test venv lint types unit e2e slow chaos chaos-runs chaos-real bench lock clean
@@ -21,8 +23,9 @@ venv: $(VENV)/.installed
 $(VENV)/.locked: .ci/requirements.lock
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 is needed: make PYTHON=/path/to/it")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(INSTALL) --constraint .ci/requirements.lock torch
-	$(INSTALL) --no-deps --requirement .ci/requirements.lock
+	$(INSTALL) --no-compile --constraint .ci/requirements.lock torch
+	$(INSTALL) --no-compile --no-deps --requirement .ci/requirements.lock
+	$(BIN)/python -m compileall -qq --workers 0 $(VENV)/lib || true
 	touch $@
 
 # The wheel, not a link to the sources: what is tested is what is shipped.
