@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from rayferry.job import VERSION, secrets
-from rayferry.job.earlier import Earlier
+from rayferry.job.earlier import Earlier, attempt_number
 from rayferry.job.errors import EXIT_PASSING, RayferryError, SpecError, is_passing, root_line
 from rayferry.job.layout import Layout
 from rayferry.job.log import counted, say
@@ -107,10 +107,14 @@ def _start_timer(spec: JobSpec, earlier: Earlier, recorder: Recorder) -> threadi
 
         layout = Layout(spec.output.uri)
         left_s -= attempts.spent_s(layout, earlier.run)
-        if left_s <= 0 and storage.read_bytes(layout.manifest_uri) is None:
-            recorder.start(layout)  # it is the run's, as an attempt before has begun there
+        if storage.read_bytes(layout.manifest_uri) is not None:
+            left_s = max(left_s, _TO_TELL_S)
+        elif left_s <= 0:
+            told = (storage.read_json(layout.outcome_uri) or {}).get("submission_id", "")
+            if attempt_number(told, earlier.first or "") is not None:  # nobody else has taken the output over since
+                recorder.start(layout)
             _on_timeout(spec.timeout or "", recorder)
-    timer = threading.Timer(left_s if left_s > 0 else _TO_TELL_S, _on_timeout, [spec.timeout, recorder])
+    timer = threading.Timer(left_s, _on_timeout, [spec.timeout, recorder])
     timer.daemon = True
     timer.start()
     return timer

@@ -96,19 +96,14 @@ def is_passing(error: BaseException, *, is_under_way: bool) -> bool:
         exceptions.NodeDiedError, exceptions.ObjectLostError,
         exceptions.LocalRayletDiedError, exceptions.RpcError,
     )  # fmt: skip
-    if is_torn(error):
-        return True
     for one in _chain(error):
+        if isinstance(one, TornError):
+            return True
         if isinstance(one, lost):
             return not getattr(one, "actor_init_failed", False)
         if is_under_way and _is_of_store(one):
             return True
     return False
-
-
-def is_torn(error: BaseException) -> bool:
-    """True if a run ended, or a task of it, as its rows are not each there once; see `TornError`."""
-    return any(isinstance(one, TornError) for one in _chain(error))
 
 
 def _is_of_store(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayferry.job import RAY_FLOOR, hand_over, identity, nodes, storage, telling
 from rayferry.job.earlier import NOTHING_EARLIER, Earlier, attempt_number
-from rayferry.job.errors import JobError, TooManyErrorsError, is_torn, root_line
+from rayferry.job.errors import JobError, TooManyErrorsError, TornError, root_line
 from rayferry.job.layout import Layout
 from rayferry.job.lease import Lease
 from rayferry.job.log import say
@@ -89,7 +89,8 @@ def run(
                 return _run(spec, submission_id, predictor, accepted, earlier, started_at)
             except Exception as error:
                 num_torn += 1
-                if num_torn == _MOST_TORN or not is_torn(error):
+                # of a task's error, Ray's, it is not the class: then replicas may be busy yet, and end with the job
+                if num_torn == _MOST_TORN or type(error) is not TornError:
                     raise
                 say(f"{root_line(error)}: this job does so now")
             earlier = replace(earlier, resume=True, overwrite=False, retry_failed=False)
@@ -314,6 +315,7 @@ def _set_up_ray_data(block_bytes: int, replicas: int) -> None:
     # else reading runs ahead until it fills a share of the object store, however large that is
     waiting = max(_LEAST_WAITING_BYTES, _BLOCKS_WAITING_PER_REPLICA * replicas * block_bytes)
     context.execution_options.resource_limits = ExecutionResources(object_store_memory=waiting)
+    context.execution_no_progress_timeout_s = -1  # waiting for nodes, or for a model, is no fault; `timeout` bounds it
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     # One of them asks for a new replica's arguments each time it looks, so for a placement group that nobody uses.

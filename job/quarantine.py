@@ -6,6 +6,7 @@ piece by piece, each told before, until a row that was alone with the engine is 
 """
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,8 +21,9 @@ _SUSPECT_AFTER = 2
 _PIECES = 32
 # Deaths of one replica with no row answered anywhere: in company, and while rows are told apart.
 _MOST_DEATHS, _MOST_DEATHS_ALONE = 5, 7
-# Failed loads of one replica while others are up, as far as is known, likewise: they may be gone, unseen.
-_MOST_PARDONED = 30
+# How long failed loads of one replica are no matter while others are up, as far as is known, and no row is answered:
+# those may be gone, unseen.
+_PARDON_S = 3600.0
 
 
 class Suspect(NamedTuple):
@@ -83,7 +85,7 @@ class Quarantine:
         self._lives: dict[str, str] = {}
         self._dead: set[str] = set()
         self._in_a_row: Counter[str] = Counter()
-        self._pardoned: Counter[str] = Counter()
+        self._pardoned: dict[str, float] = {}  # since when
         self._alone: set[str] = set()
 
     @property
@@ -132,7 +134,7 @@ class Quarantine:
 
         Args:
             life: the process.
-            counts: this death is one of those in a row; else it is pardoned, a few times until a row is answered.
+            counts: this death is one of those in a row; else it is pardoned, for an hour if no row is answered.
         """
         if life in self._dead:
             return 0
@@ -143,8 +145,7 @@ class Quarantine:
                 if case.at is not None:
                     self._alone.add(replica)
                 case.died()
-        if not counts and self._pardoned[replica] < _MOST_PARDONED:
-            self._pardoned[replica] += 1
+        if not counts and time.monotonic() - self._pardoned.setdefault(replica, time.monotonic()) < _PARDON_S:
             return 0
         self._in_a_row[replica] += 1
         num = self._in_a_row[replica]

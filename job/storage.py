@@ -50,8 +50,11 @@ def filesystem(uri: str, *, anonymous: bool = False, hasty: bool = False) -> tup
     place = uri.removeprefix("s3://")
     path = place.removeprefix("anonymous@")
     bucket = path.partition("/")[0]
-    environ = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
-    return _s3(bucket, environ, anonymous=anonymous or path != place, hasty=hasty), path
+    return _s3(bucket, _aws_environ(), anonymous=anonymous or path != place, hasty=hasty), path
+
+
+def _aws_environ() -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
 
 
 @functools.lru_cache(maxsize=32)
@@ -115,10 +118,8 @@ def list_files(uris: list[str], *, anonymous: bool = False) -> list[File]:
     found: dict[str, File] = {}
     for uri in uris:
         listed = _list_one(uri, anonymous=anonymous)
-        first, root = listed[0]
-        below = root if first.path == root or "/" not in root else f"{root}/"
-        tags = _etags(uri, below, anonymous=anonymous) if uri.startswith("s3://") else {}
-        for info, _ in listed:
+        tags = _etags(uri, *listed[0], anonymous=anonymous) if uri.startswith("s3://") else {}
+        for info, root in listed:
             path = info.path
             label = path if len(uris) > 1 else path[len(root) :].lstrip("/") or path.rpartition("/")[2]
             found.setdefault(path, File(path, info.size, label, tags.get(path) or str(info.mtime_ns or 0)))
@@ -131,25 +132,38 @@ def s3_client(*, anonymous: bool = False) -> Any:
     Raises:
         ImportError: there is no boto3.
     """
-    import boto3  # noqa: PLC0415  # a job without S3 does not need it
+    import boto3  # noqa: F401, PLC0415  # a job without S3 does not need it
+
+    return _by_boto3(_aws_environ(), anonymous=anonymous)
+
+
+@functools.lru_cache(maxsize=8)
+def _by_boto3(environ: tuple[tuple[str, str], ...], *, anonymous: bool) -> Any:
+    """One for as long as the environment is the same, as `_s3`."""
+    import boto3  # noqa: PLC0415
     from botocore import UNSIGNED  # noqa: PLC0415
     from botocore.config import Config  # noqa: PLC0415
 
     config = Config(retries={"mode": "standard", "total_max_attempts": _MAX_ATTEMPTS})
     if anonymous:
         config = config.merge(Config(signature_version=UNSIGNED))
-    return boto3.client("s3", region_name=os.environ.get("AWS_REGION") or None, config=config)
+    return boto3.client("s3", region_name=dict(environ).get("AWS_REGION") or None, config=config)
 
 
-def _etags(uri: str, root: str, *, anonymous: bool) -> dict[str, str]:
-    """The ETags of the object at a path, or of all below it, by path; none without boto3."""
+def _etags(uri: str, first: pafs.FileInfo, root: str, *, anonymous: bool) -> dict[str, str]:
+    """ETags by path, of the one file that a URI names, or of all below the root that it was listed from.
+
+    The one is asked for as it was found: to look at it may be all that is allowed. Without boto3 there are none.
+    """
     bucket, _, key = root.partition("/")
     try:
         client = s3_client(anonymous=anonymous or uri.startswith("s3://anonymous@"))
     except ImportError:
         return {}
     try:
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)
+        if first.path == root:
+            return {root: client.head_object(Bucket=bucket, Key=key)["ETag"].strip('"')}
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key and f"{key}/")
         return {f"{bucket}/{one['Key']}": one["ETag"].strip('"') for page in pages for one in page.get("Contents", ())}
     except Exception as error:
         msg = f"{uri}: cannot be listed: {error}; check the bucket's name, the credentials and the endpoint"

@@ -256,13 +256,14 @@ def test_the_log_of_a_driver_out_of_time_is_copied_to_its_last_line(driver):
 
 @pytest.mark.parametrize(
     ("run", "is_over", "expected"),
-    [("r/1", False, (6, "TIMED_OUT")), ("r/2", False, (0, "SUCCEEDED")), ("r/1", True, (0, "SUCCEEDED"))],
+    [("run/1", False, (6, "TIMED_OUT")), ("run/2", False, (0, "SUCCEEDED")), ("run/1", True, (0, "SUCCEEDED"))],
     ids=["of this run", "of another run", "over"],
 )
 def test_a_timeout_is_of_the_run_over_attempts_that_go_on_by_themselves(driver, tmp_path, run, is_over, expected):
     layout = Layout(str(tmp_path / "out"))
-    attempts.record(layout, "run-0", "run-0", "r/1")
-    name = Path(layout.attempts_uri) / "run-0.json"
+    attempts.record(layout, "run", "run", "run/1")
+    storage.write_bytes(layout.outcome_uri, b'{"submission_id": "run"}')
+    name = Path(layout.attempts_uri) / "run.json"
     name.write_text(json.dumps(json.loads(name.read_text()) | {"began_at": time.time() - 100}))
     if is_over:
         storage.write_bytes(layout.manifest_uri, b"{}")

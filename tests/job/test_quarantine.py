@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from rayferry.job import quarantine
 from rayferry.job.progress import Board
 from rayferry.job.quarantine import Gate
 
@@ -180,25 +181,23 @@ def test_a_first_load_that_fails_ends_the_run(board):
     assert board.snapshot().failure == "no such model"
 
 
-def test_a_first_load_that_fails_where_another_one_did_not_is_tried_again(board):
+def test_a_first_load_that_fails_where_another_one_did_not_is_tried_again(board, monkeypatch):
     good = Replica(board, "good")
     lives = (f"r/{number}" for number in range(1000))
+    now = [0.0]
+    monkeypatch.setattr(quarantine.time, "monotonic", lambda: now[0])
 
-    def deaths():
-        """How often it cannot load until that ends the run."""
-        for number, life in zip(range(100), lives, strict=False):
-            board.replica_starts(life)
-            if not board.engine_died(life, "this node's disk is full", loading=True):
-                return number
-        return None
+    def goes_on(life, after_s):
+        now[0] += after_s
+        board.replica_starts(life)
+        return board.engine_died(life, "this node's disk is full", loading=True)
 
-    for _ in range(4):
-        for life, _ in zip(lives, range(29), strict=False):
-            board.replica_starts(life)
-            assert board.engine_died(life, "this node's disk is full", loading=True) is True
-        good.run(key("a"), set())
+    assert all(goes_on(next(lives), 3) for _ in range(100))  # and none of the other's batches has ended
+    now[0] += 3000
+    good.run(key("a"), set())
+    assert all(goes_on(next(lives), 30) for _ in range(100))
     assert (board.snapshot().failure, set(board.snapshot().deaths)) == (None, {"this node's disk is full"})
-    assert deaths() == 34  # nobody answers a row: the other one may be gone
+    assert [goes_on(next(lives), 500) for _ in range(6)] == [True] * 5 + [False]  # the other one may be gone
 
 
 def test_a_replica_that_loaded_once_and_cannot_any_more_ends_the_run(board):
