@@ -3,11 +3,14 @@
 import atexit
 import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 EXIT_INTERRUPTED = 130
+_AGAIN_S = 0.05
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -17,15 +20,27 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def handled() -> Iterator[None]:
-    """Lets SIGTERM be caught as Ctrl-C is, inside the block. Once the process winds up after it, both are ignored."""
+    """Lets SIGTERM be caught as Ctrl-C is, inside the block. Once the process winds up after it, both are ignored.
+
+    One that comes while Python clears an object away, where nothing can be raised, comes again.
+    """
 
     def raise_terminated(_number: int, _frame: FrameType | None) -> None:
         raise Terminated
 
+    def send_again(lost: "sys.UnraisableHookArgs") -> None:
+        if not issubclass(lost.exc_type, KeyboardInterrupt):
+            hook(lost)
+            return
+        number = signal.SIGTERM if issubclass(lost.exc_type, Terminated) else signal.SIGINT
+        threading.Timer(_AGAIN_S, os.kill, (os.getpid(), number)).start()  # not here: nothing can be raised here either
+
+    hook, sys.unraisablehook = sys.unraisablehook, send_again
     before = signal.signal(signal.SIGTERM, raise_terminated)
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         if signal.getsignal(signal.SIGTERM) is raise_terminated:  # and not `end_at_once`'s
             signal.signal(signal.SIGTERM, before)
             atexit.unregister(_ignore)

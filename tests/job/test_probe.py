@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from rayferry.job import arguments, placement, probe, storage
+from rayferry.job import arguments, identity, placement, probe, storage
 from rayferry.job.earlier import NOTHING_EARLIER, Earlier
 
 ON_S3 = ("input", "rows", "output", "model")
@@ -121,7 +121,7 @@ def test_an_output_that_holds_something_of_somebody_is_refused_unless_it_may_go(
 
 
 def test_a_run_that_was_begun_with_another_job_file_is_refused(seen, place):
-    state = {"schema_version": 1, "run": "r", "settings": {"model": "another"}, "files": []}
+    state = {"schema_version": identity.SCHEMA_VERSION, "run": "r", "settings": {"model": "another"}, "files": []}
     storage.write_bytes(f"{place}/out/_meta/run.json", json.dumps(state).encode())
     outcome, text = seen(earlier=Earlier(resume=True))["output"]
     assert (outcome, "was begun with another job file" in text) == ("failed", True)

@@ -225,7 +225,7 @@ def begun(probe, job_data):
     def run(uri, write, earlier, told=MappingProxyType({}), **changes):
         travelled = json.loads(json.dumps(parse(job_data | {"output": {"uri": uri}} | told, "job.yaml").to_json()))
         settings = identity.settings(parse(travelled, "spec.json"))
-        state = {"schema_version": 1, "run": "r", "settings": settings, "files": []}
+        state = {"schema_version": identity.SCHEMA_VERSION, "run": "r", "settings": settings, "files": []}
         write(uri.rstrip("/") + "/_meta/run.json", json.dumps(state).encode())
         found = probe("output", earlier=earlier, **({"output": {"uri": uri}} | changes))
         return found.outcome, found.text
@@ -275,7 +275,7 @@ def test_a_state_that_may_not_be_read_is_left_to_the_run(begun, bucket_uri, monk
     assert begun(f"{bucket_uri}/out/", s3.write_bytes, Earlier(resume=True), **CHANGE)[0] == "ok"
 
 
-STATES = [b"", b"{", b"[]", b"{}", b'{"schema_version": 2, "settings": {}}', b'{"schema_version": 1, "settings": []}']
+STATES = [b"", b"{", b"[]", b"{}", b'{"schema_version": 1, "settings": {}}', b'{"schema_version": 2, "settings": []}']
 
 
 @pytest.mark.parametrize("content", STATES, ids=str)

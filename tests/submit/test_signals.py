@@ -5,8 +5,11 @@ import pty
 import signal
 import socket
 import subprocess
+import time
 
 import pytest
+
+from rayferry.submit import signals
 
 from .conftest import COMMAND
 
@@ -41,6 +44,21 @@ def test_a_command_that_waits_for_the_cluster_ends_with_a_line_and_130(process, 
         one.send_signal(number)
         datum, told = one.communicate(timeout=200)
     assert (one.returncode, datum, told.splitlines()) == (130, "", [f"rayferry: {said}"])
+
+
+@pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, signals.Terminated)])
+def test_a_signal_that_comes_while_an_object_is_cleared_away_is_not_lost(number, kind):
+    class Last:
+        def __del__(self):
+            signal.raise_signal(number)
+            time.sleep(0)  # what is raised by the handler is lost here
+
+    with signals.handled():
+        last = Last()
+        del last
+        with pytest.raises(kind) as raised:
+            time.sleep(30)
+    assert raised.type is kind
 
 
 def test_while_a_job_is_sent_it_is_said_how_to_see_whether_it_was_started(process, ray_api, job_file):
