@@ -227,7 +227,7 @@ def check_once(records: Mapping[str, Record]) -> None:
 
 def _done(layout: Layout, name: str, manifest: dict[str, Any] | None, *, is_over: bool) -> Done:
     """What is done, by the records; of a run that has, or had, a manifest, by those whose parts are in it."""
-    ours = [*(one for one in attempts.in_order(layout) if one != name), name]
+    ours = [*attempts.in_order(layout), name]
     there = storage.children(layout.checkpoint_uri)
     uris = [layout.checkpoint_uri + one for one in there if attempts.of_record(one) in ours]
     # of an overwritten run a worker may have put one since

@@ -94,11 +94,9 @@ def is_passing(error: BaseException, *, is_under_way: bool) -> bool:
     lost = (
         exceptions.ActorDiedError, exceptions.ActorUnavailableError, exceptions.WorkerCrashedError,
         exceptions.NodeDiedError, exceptions.ObjectLostError,
-        exceptions.LocalRayletDiedError, exceptions.RpcError,
+        exceptions.LocalRayletDiedError, exceptions.RpcError, TornError,
     )  # fmt: skip
     for one in _chain(error):
-        if isinstance(one, TornError):
-            return True
         if isinstance(one, lost):
             return not getattr(one, "actor_init_failed", False)
         if is_under_way and _is_of_store(one):

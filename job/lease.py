@@ -102,8 +102,13 @@ class Lease:
                 say(f"{self._uri} could not be removed ({error}); it expires in {TTL_S:g} s")
 
     def _content(self) -> bytes:
-        told = {"schema_version": 1, "submission_id": self._submission_id, "token": self._token, "ttl_s": TTL_S}
-        told["renewal"] = secrets.token_hex(4)  # S3's tag is of the content: who saw the last one may not put on it
+        told = {
+            "schema_version": 1,
+            "submission_id": self._submission_id,
+            "token": self._token,
+            "renewal": secrets.token_hex(4),  # S3's tag is of the content: who saw the last one may not put on it
+            "ttl_s": TTL_S,
+        }
         return json.dumps(told).encode()
 
     def _is_mine(self, content: bytes) -> bool:

@@ -1,6 +1,5 @@
 """Where a run's replicas go, once there are nodes for them: after a failure they may come back one by one."""
 
-import json
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +11,6 @@ from rayferry.job.layout import Layout
 from rayferry.job.log import say
 from rayferry.job.placement import Placement, plan_here
 from rayferry.job.spec import JobSpec
-from rayferry.job.telling import masked
 
 _COME_BACK_S = 600.0
 _POLL_S = 5.0
@@ -36,10 +34,8 @@ def place(spec: JobSpec, layout: Layout, before: Mapping[str, Any] | None, earli
 
 def _asks_for_the_same(spec: JobSpec, layout: Layout) -> bool:
     """False if the last attempt had a job file that asked for other nodes, as far as is known."""
-    there = storage.read_bytes(layout.spec_uri)
-    told = json.dumps(masked(spec))
-    before, now = json.loads(there or told), json.loads(told)
-    return _needs(before) == _needs(now)
+    before = storage.read_json(layout.spec_uri)
+    return before is None or _needs(before) == _needs(spec.to_json())
 
 
 def _needs(told: Mapping[str, Any]) -> list[Any]:

@@ -132,15 +132,13 @@ def s3_client(*, anonymous: bool = False) -> Any:
     Raises:
         ImportError: there is no boto3.
     """
-    import boto3  # noqa: F401, PLC0415  # a job without S3 does not need it
-
     return _by_boto3(_aws_environ(), anonymous=anonymous)
 
 
 @functools.lru_cache(maxsize=8)
 def _by_boto3(environ: tuple[tuple[str, str], ...], *, anonymous: bool) -> Any:
     """One for as long as the environment is the same, as `_s3`."""
-    import boto3  # noqa: PLC0415
+    import boto3  # noqa: PLC0415  # a job without S3 does not need it
     from botocore import UNSIGNED  # noqa: PLC0415
     from botocore.config import Config  # noqa: PLC0415
 

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ SPEC_NAME = "spec.json"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first moment that a zip can name
 _MODE = 0o100644 << 16
 _QUOTES = '"""'
+_FOR_CHECKERS = re.compile(r"  # (noqa|type): .*")  # and what is said beside it
 
 
 @dataclass(frozen=True)
@@ -78,13 +80,12 @@ def stage(spec: JobSpec, values: Mapping[str, Any] | None = None) -> Package:
 def zipped(contents: Mapping[str, bytes]) -> bytes:
     """A deflated zip of names and what they hold, whose bytes depend on nothing else."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+    with zipfile.ZipFile(buffer, "w") as archive:
         for name, content in sorted(contents.items()):
             entry = zipfile.ZipInfo(name, _EPOCH)
-            entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = _MODE
             entry.create_system = 3  # Unix, wherever it is made
-            archive.writestr(entry, content)
+            archive.writestr(entry, content, zipfile.ZIP_DEFLATED, compresslevel=9)  # for an entry, not the archive's
     return buffer.getvalue()
 
 
@@ -101,5 +102,5 @@ def _bare(source: bytes) -> bytes:
             inside = len(text) == len(_QUOTES) or not text.endswith(_QUOTES)
             lines.append(line[: len(line) - len(line.lstrip())] + '""')
         else:
-            lines.append("" if text.startswith("#") else line)
+            lines.append("" if text.startswith("#") else _FOR_CHECKERS.sub("", line))
     return "".join(f"{line}\n" for line in lines).encode()

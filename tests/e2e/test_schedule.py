@@ -81,7 +81,7 @@ def test_a_scheduler_on_the_cluster_fires_ticks_and_follows_what_a_laptop_trigge
     assert firing["submission_id"] == submission_id
     assert firing["result"]["counts"] == {"total": 3, "succeeded": 3, "failed": 0}
     texts = preview(firing["output_uri"], 10).column("generated_text").to_pylist()
-    assert sorted(text.partition(" and")[0] for text in texts) == ["PROMPT 0", "PROMPT 1", "PROMPT 2"]
+    assert sorted(text.replace(" and so on", "") for text in texts) == ["PROMPT 0", "PROMPT 1", "PROMPT 2"]
 
     # it submits by itself, too: a tick that was due before it came
     datum("schedule", "add", "hourly", job, "--cron", "0 * * * *", "--catch-up", "latest")

@@ -56,6 +56,7 @@ def test_a_lease_that_was_given_back_can_be_taken(uri):
 
 def test_without_boto3_there_is_no_lease(bucket_uri, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "boto3", None)
+    storage._by_boto3.cache_clear()
     with Lease(f"{bucket_uri}/_meta/lease.json", "run-1"), Lease(f"{bucket_uri}/_meta/lease.json", "run-2"):
         assert "no boto3: nothing keeps two runs" in capsys.readouterr().out
 

@@ -55,7 +55,7 @@ def test_the_namespace_stays_one(archive):
 
 
 def test_a_package_is_small(archive):
-    assert len(staged(DATA).content) < 130_000
+    assert len(staged(DATA).content) < 125_000
 
 
 def statements(source):
