@@ -2,36 +2,31 @@
 
 import functools
 import json
-import os
 import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from rayferry.job import RAY_FLOOR, hand_over, identity, nodes, storage, telling
+from rayferry.job import RAY_FLOOR, answering, hand_over, identity, nodes, storage, telling
 from rayferry.job.earlier import NOTHING_EARLIER, Earlier, attempt_number
-from rayferry.job.errors import JobError, TooManyErrorsError, TornError, root_line
+from rayferry.job.errors import JobError, TornError, root_line
 from rayferry.job.layout import Layout
 from rayferry.job.lease import Lease
 from rayferry.job.log import say
-from rayferry.job.placement import Placement, ReplicaGroups
 from rayferry.job.rows import data_schema
 from rayferry.job.spec import JobSpec
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
-    from ray.data import Dataset
 
     from rayferry.job.checkpoint import Done
     from rayferry.job.ids import Repeated
     from rayferry.job.look import Input
+    from rayferry.job.placement import Placement
     from rayferry.job.progress import Snapshot
     from rayferry.job.sink import PartsDatasink
 
-_BLOCKS_WAITING_PER_REPLICA = 24
-_LEAST_WAITING_BYTES = 64 << 20
-_SHARE_EXPIRES_S = "30"
 _MOST_TORN = 3
 
 
@@ -106,7 +101,7 @@ def _run(
 ) -> dict[str, Any]:
     import ray
 
-    _before_ray_data()
+    answering.before_ray_data()
     from rayferry.job import attempts, checkpoint, manifest, progress, reporter, sink, source  # they import it
     from rayferry.job.look import look
 
@@ -142,13 +137,15 @@ def _run(
     parts.records.update(done.records)
     _go_on(board, done, found)
     num_left = max(0, found.num_rows - sum(map(len, done.spans.values())))
-    fleet, placement = _share(spec, placement, num_left)
-    _set_up_ray_data(hand_over.block_rows(fleet, found) * found.row_bytes, fleet.max_replicas)
+    fleet, placement = answering.share(spec, placement, num_left)
+    answering.set_up_ray_data(hand_over.block_rows(fleet, found) * found.row_bytes, fleet.max_replicas)
     dataset = source.read(spec, found, board, _repeated_ids(spec, found), done)
     if dataset is not None:
         save_files = functools.partial(checkpoint.save_files, layout, done.attempts[-1])
         with reporter.Reporter(board, layout.progress_uri, len(found.files), spec.output.preview_rows, save_files):
-            _answer(fleet, found, dataset, num_left, predictor=predictor, placement=placement, board=board, parts=parts)
+            answering.answer(
+                fleet, found, dataset, num_left, predictor=predictor, placement=placement, board=board, parts=parts
+            )
     now = ray.get(board.snapshot.remote())
     _conclude(layout, now, parts, done)
     result = manifest.build(
@@ -219,70 +216,12 @@ def _write_manifest(layout: Layout, manifest: dict[str, Any]) -> dict[str, Any]:
     return manifest
 
 
-def _answer(  # noqa: PLR0913  # what it brings together
-    spec: JobSpec,
-    found: "Input",
-    dataset: "Dataset",
-    num_rows: int,
-    *,
-    predictor: type | None,
-    placement: Placement,
-    board: "ActorHandle[Any]",
-    parts: "PartsDatasink",
-) -> None:
-    """Sends all rows of the dataset through the replicas into parts."""
-    import ray
-
-    from rayferry.job.predictor import LLMPredictor
-
-    groups = ReplicaGroups(placement.bundles, placement.engines_per_gpu)
-    rows_per_block = hand_over.block_rows(spec, found)
-    rows_at_once = hand_over.rows_at_once(spec, placement.device, num_rows)
-    dataset = dataset.map_batches(
-        predictor or LLMPredictor,
-        fn_constructor_kwargs={
-            "spec": spec,
-            "device": placement.device,
-            "progress": board,
-            "openai": found.openai,
-            "all_here": num_rows <= rows_at_once * spec.min_replicas,
-        },
-        batch_size=max(spec.batch_size, rows_per_block // hand_over.BATCHES_PER_BLOCK),
-        batch_format="pyarrow",
-        ray_remote_args_fn=groups.as_remote_args_fn() if placement.bundles else None,
-        **hand_over.pool(spec, -(-rows_at_once // rows_per_block)),
-        **placement.actor_args,
-    )
-    try:
-        dataset.write_datasink(parts)
-    except Exception as error:
-        now = ray.get(board.snapshot.remote())  # raises what a dead board is: in a task's error it may not be told
-        # told by a write task or a replica itself; Ray's error only quotes it
-        if now.hopeless:
-            raise TooManyErrorsError(now.hopeless) from error
-        if now.failure:
-            raise JobError(now.failure) from error
-        raise
-    finally:
-        groups.remove()
-
-
 def _go_on(board: "ActorHandle[Any]", done: "Done", found: "Input") -> None:
     """Tells the board what earlier attempts did."""
     if not done.records:
         return
     whole = {file.path: (done.num_rows[file.path], file.num_bytes) for file in found.files if done.whole(file)}
     board.go_on.remote(done.parts, whole)
-
-
-def _share(spec: JobSpec, placement: Placement, num_rows: int) -> tuple[JobSpec, Placement]:
-    """The job and the placement with a replica for each engine, where several share a GPU; `num_rows`: still to do."""
-    from rayferry.job import sharing
-
-    number, why = sharing.chosen(spec, num_rows) if placement.device == "gpu" else (1, "")
-    if why:
-        say(why)
-    return sharing.with_engines(spec, number), placement.shared(number)
 
 
 def _repeated_ids(spec: JobSpec, found: "Input") -> "Repeated | None":
@@ -295,29 +234,3 @@ def _repeated_ids(spec: JobSpec, found: "Input") -> "Repeated | None":
     if repeated:
         say(f"ids used more than once: {len(repeated):,}; the first row of each keeps it, others fail")
     return repeated
-
-
-def _before_ray_data() -> None:
-    """Sets what Ray Data reads when it is imported.
-
-    A killed attempt's share of the cluster is kept for it, by Ray Data, until it expires: three minutes in which the
-    next one has half of the nodes, too little to write what a busy engine answers. A living one renews it every 10 s.
-    Source: `AUTOSCALING_REQUEST_EXPIRE_TIME_S` in ray/data/_internal/cluster_autoscaler/ (Ray 2.60).
-    """
-    os.environ.setdefault("RAY_DATA_AUTOSCALING_REQUEST_EXPIRE_TIME_S", _SHARE_EXPIRES_S)
-
-
-def _set_up_ray_data(block_bytes: int, replicas: int) -> None:
-    from ray.data import DataContext, ExecutionResources
-
-    context = DataContext.get_current()
-    context.target_max_block_size = block_bytes
-    # else reading runs ahead until it fills a share of the object store, however large that is
-    waiting = max(_LEAST_WAITING_BYTES, _BLOCKS_WAITING_PER_REPLICA * replicas * block_bytes)
-    context.execution_options.resource_limits = ExecutionResources(object_store_memory=waiting)
-    context.execution_no_progress_timeout_s = -1  # waiting for nodes, or for a model, is no fault; `timeout` bounds it
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    # One of them asks for a new replica's arguments each time it looks, so for a placement group that nobody uses.
-    # Source: https://github.com/ray-project/ray/issues/55995
-    context.issue_detectors_config.detectors = []
