@@ -18,7 +18,7 @@ SPEC_NAME = "spec.json"
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the first moment that a zip can name
 _MODE = 0o100644 << 16
 _QUOTES = '"""'
-_FOR_CHECKERS = re.compile(r"  # (noqa|type): .*")  # and what is said beside it
+_COMMENT = re.compile(r"""  # [^'"]*$""")  # behind code; one that quotes is left, as it may be in a string
 
 
 @dataclass(frozen=True)
@@ -102,5 +102,5 @@ def _bare(source: bytes) -> bytes:
             inside = len(text) == len(_QUOTES) or not text.endswith(_QUOTES)
             lines.append(line[: len(line) - len(line.lstrip())] + '""')
         else:
-            lines.append("" if text.startswith("#") else _FOR_CHECKERS.sub("", line))
+            lines.append("" if text.startswith("#") else _COMMENT.sub("", line))
     return "".join(f"{line}\n" for line in lines).encode()
