@@ -12,7 +12,7 @@ from rayferry.job.layout import Layout
 from rayferry.job.log import counted
 from rayferry.job.spec import JobSpec, parse
 
-SCHEMA_VERSION = 2  # of `_meta/run.json`; what it holds is read by none but its own
+SCHEMA_VERSION = 3  # of `_meta/run.json`; what it holds is read by none but its own
 _SHOWN, _SHOWN_CHARS = 5, 80
 # Keys of the job file that change what a row's answer is.
 _ANSWER_KEYS = {"model", "revision", "task", "sampling", "chat", "pooling", "lora"}
@@ -39,10 +39,21 @@ def settings(spec: JobSpec) -> dict[str, Any]:
     return settings
 
 
-def asked(settings: Mapping[str, Any], files: Sequence[storage.File]) -> dict[str, Any]:
-    """What decides a run's answers: see `settings`, and of each file its path, size and ETag, or last change."""
-    identity = [[file.path, file.num_bytes, file.version] for file in files]
-    return {"settings": dict(settings), "files": identity}
+def asked(
+    settings: Mapping[str, Any], files: Sequence[storage.File], weights: Sequence[storage.File] = ()
+) -> dict[str, Any]:
+    """What decides a run's answers: see `settings`, and of each file its path, size and ETag, or last change.
+
+    Args:
+        settings: of the job file.
+        files: of the input.
+        weights: of the model, by `weights.stored`.
+    """
+    return {"settings": dict(settings), "files": _identities(files), "weights": _identities(weights)}
+
+
+def _identities(files: Sequence[storage.File]) -> list[list[Any]]:
+    return [[file.path, file.num_bytes, file.version] for file in files]
 
 
 def in_order(files: Sequence[storage.File], before: Sequence[Sequence[Any]]) -> list[storage.File]:
@@ -126,26 +137,33 @@ def _short(value: Any) -> str:
     return text if len(text) <= _SHOWN_CHARS else text[: _SHOWN_CHARS - 3] + "..."
 
 
-def refuse_other_input(layout: Layout, before: list[list[Any]], now: list[list[Any]], *, new_files: bool) -> None:
-    """Refuses to go on with a run that was begun with other files, by `asked`; `new_files`: some may have come since.
+def refuse_other_files(layout: Layout, before: Mapping[str, Any], now: Mapping[str, Any], *, new_files: bool) -> None:
+    """Refuses to go on with a run that was begun with another input or other weights.
+
+    Args:
+        layout: the run's places.
+        before: what it was begun with, by `asked`.
+        now: what who would go on with it found.
+        new_files: files may have come to the input since.
 
     Raises:
         JobError: with what differs.
     """
-    old, new = ({file[0]: file[1:] for file in files} for files in (before, now))
-    kinds = {
-        "gone": [path for path in old if path not in new],
-        "changed": [path for path in old if path in new and old[path] != new[path]],
-        "new": [path for path in new if path not in old],
-    }
-    if new_files:
-        del kinds["new"]
-    told = [f"{counted(len(paths), 'file')} {kind}, such as {paths[0]}" for kind, paths in kinds.items() if paths]
-    if told:
-        only_new = [kind for kind, paths in kinds.items() if paths] == ["new"]
-        hint = "answer them too with --resume --new-input, or " if only_new else ""
-        msg = (
-            f"the input is not what {layout.output_uri} was begun with ({'; '.join(told)}); "
-            f"{hint}start anew with --overwrite"
-        )
-        raise JobError(msg)
+    for what, key in (("model", "weights"), ("input", "files")):
+        old, new = ({file[0]: file[1:] for file in asked[key]} for asked in (before, now))
+        kinds = {
+            "gone": [path for path in old if path not in new],
+            "changed": [path for path in old if path in new and old[path] != new[path]],
+            "new": [path for path in new if path not in old],
+        }
+        if new_files and key == "files":
+            del kinds["new"]
+        told = [f"{counted(len(paths), 'file')} {kind}, such as {paths[0]}" for kind, paths in kinds.items() if paths]
+        if told:
+            only_new = key == "files" and [kind for kind, paths in kinds.items() if paths] == ["new"]
+            hint = "answer them too with --resume --new-input, or " if only_new else ""
+            msg = (
+                f"the {what} is not what {layout.output_uri} was begun with ({'; '.join(told)}); "
+                f"{hint}start anew with --overwrite"
+            )
+            raise JobError(msg)

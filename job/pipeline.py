@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from rayferry.job import RAY_FLOOR, answering, hand_over, identity, nodes, storage, telling
+from rayferry.job import RAY_FLOOR, answering, hand_over, identity, nodes, storage, telling, weights
 from rayferry.job.earlier import NOTHING_EARLIER, Earlier, attempt_number
 from rayferry.job.errors import JobError, TornError, root_line
 from rayferry.job.layout import Layout
@@ -117,9 +117,9 @@ def _run(
     telling.tell_input(spec, found)
 
     _connect()
-    asked = identity.asked(settings, found.files)
+    asked = identity.asked(settings, found.files, weights.stored(spec))
     if before is not None:
-        identity.refuse_other_input(layout, before["files"], asked["files"], new_files=earlier.new_input)
+        identity.refuse_other_files(layout, before, asked, new_files=earlier.new_input)
     done, placement = _begin(spec, submission_id, before, found, asked, earlier)
     jobs = attempts.jobs_of(done.attempts)
     if not is_new:  # only now is what was there this run's, or gone

@@ -11,8 +11,26 @@ import pyarrow.fs as pafs
 
 from rayferry.job import storage
 from rayferry.job.errors import EngineError
+from rayferry.job.spec import JobSpec
 
 _CHUNK_BYTES = 8 << 20
+
+
+def stored(spec: JobSpec) -> list[storage.File]:
+    """The files of the model and its adapters, as far as they lie under s3:// prefixes.
+
+    Raises:
+        JobError: nothing lies under a prefix, or it cannot be listed.
+    """
+    uris = [uri for uri in (spec.model, *(spec.lora.adapters.values() if spec.lora else ())) if uri.startswith("s3://")]
+    for uri in uris:
+        if not storage.children(uri.rstrip("/") + "/"):
+            raise _not_there(uri)
+    return storage.list_files([uri.rstrip("/") + "/" for uri in uris])
+
+
+def _not_there(uri: str) -> EngineError:
+    return EngineError(f"{uri}: no model there; check the job file's model")
 
 
 def local_folder(model: str) -> str:
@@ -32,8 +50,7 @@ def local_folder(model: str) -> str:
     found = files.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
     found = sorted((info for info in found if info.type == pafs.FileType.File), key=lambda info: info.path)
     if not found:
-        msg = f"{model}: no model there; check the job file's model"
-        raise EngineError(msg)
+        raise _not_there(model)
     identity = repr([model, [(info.path, info.size, info.mtime_ns) for info in found]])
     cache = Path(os.environ.get("RAYFERRY_CACHE") or Path.home() / ".cache" / "rayferry") / "weights"
     cache.mkdir(parents=True, exist_ok=True)

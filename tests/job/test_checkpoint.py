@@ -12,6 +12,7 @@ from rayferry.job.layout import Layout
 from rayferry.job.storage import File
 
 FILES = [File("/in/a.txt", 10, "a.txt", "5"), File("/in/b.txt", 20, "b.txt", "6")]
+WEIGHTS = [File("bucket/model/a.safetensors", 9, "a.safetensors", "7")]
 SETTINGS = {"model": "m", "sampling": {"temperature": 0.5}, "input": {"template": None}}
 
 
@@ -24,13 +25,13 @@ def layout(tmp_path):
 def attempt(layout):
     """Begins an attempt as the pipeline does; gives what is done."""
 
-    def begin(submission_id, settings=SETTINGS, files=FILES, *, new_files=False, **earlier):
+    def begin(submission_id, settings=SETTINGS, files=FILES, *, weights=WEIGHTS, new_files=False, **earlier):
         before = checkpoint.check_output(layout, Earlier(**earlier))
-        asked = identity.asked(settings, files)
+        asked = identity.asked(settings, files, weights)
         stays_over = False
         if before is not None:
             identity.refuse_other(layout, before["settings"], asked["settings"])
-            identity.refuse_other_input(layout, before["files"], asked["files"], new_files=new_files)
+            identity.refuse_other_files(layout, before, asked, new_files=new_files)
             stays_over = checkpoint.is_over(layout, before, asked, retry_failed=earlier.get("retry_failed", False))
         return checkpoint.begin(layout, submission_id, before, asked, stays_over=stays_over, token=earlier.get("run"))
 
@@ -255,6 +256,21 @@ def test_a_run_that_is_over_and_is_to_go_on_answers_the_rows_of_a_part_that_is_g
     storage.remove(layout.data_uri + name)
     done = attempt("run-2", resume=True, **told)
     assert (len(done.records), done.manifest is None) == (left, not left)
+
+
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        ([File("bucket/model/a.safetensors", 9, "a.safetensors", "8")], "1 file changed"),
+        ([*WEIGHTS, File("bucket/model/b.safetensors", 9, "b.safetensors", "8")], "1 file new"),
+        ([], "1 file gone"),
+    ],
+)
+@pytest.mark.parametrize("new_files", [False, True], ids=["resume", "new input"])
+def test_a_run_whose_weights_changed_is_not_gone_on_with(attempt, weights, told, new_files):
+    attempt("run-1")
+    with pytest.raises(JobError, match=rf"the model is not what .* \({told}, such as bucket/model/.*--overwrite"):
+        attempt("run-2", resume=True, weights=weights, new_files=new_files)
 
 
 def test_a_record_that_lost_its_part_to_another_of_its_rows_does_not_oust_that_one(attempt, layout):

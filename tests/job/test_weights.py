@@ -6,6 +6,7 @@ import pytest
 
 from rayferry.job import storage, weights
 from rayferry.job.errors import EngineError
+from rayferry.job.spec import parse
 
 FILES = {"config.json": b"{}", "model-00001.safetensors": b"\x00" * 5000, "sub/tokenizer.json": b"[]"}
 
@@ -92,3 +93,25 @@ def test_the_cache_is_in_the_home_folder_unless_told(model_uri, tmp_path, monkey
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     folder = weights.local_folder(model_uri)
     assert os.path.commonpath([folder, str(tmp_path / "home" / ".cache" / "rayferry")]).endswith("rayferry")
+
+
+def test_the_stored_files_of_a_model_and_its_adapters_change_with_their_content(model_uri):
+    lora = {"adapters": {"a": model_uri + "/sub", "b": "/on/the/nodes"}}
+    job = {"model": model_uri, "lora": lora, "input": {"uri": "/in"}, "output": {"uri": "/out"}}
+    spec = parse(job, "job")
+    first = weights.stored(spec)
+    storage.write_bytes(model_uri + "/sub/tokenizer.json", b"{}")
+    changed = {file.path.rpartition("/")[2] for file in set(weights.stored(spec)) - set(first)}
+    assert (len(first), changed) == (3, {"tokenizer.json"})
+
+
+@pytest.mark.parametrize("model", ["HuggingFaceTB/SmolLM2-135M-Instruct", "/models/smol"])
+def test_a_model_that_is_not_in_s3_has_no_stored_files(model):
+    assert weights.stored(parse({"model": model, "input": {"uri": "/in"}, "output": {"uri": "/out"}}, "job")) == []
+
+
+def test_an_adapter_that_is_not_there_is_told(model_uri):
+    lora = {"adapters": {"a": model_uri + "/none"}}
+    spec = parse({"model": model_uri, "lora": lora, "input": {"uri": "/in"}, "output": {"uri": "/out"}}, "job")
+    with pytest.raises(EngineError, match="/none: no model there"):
+        weights.stored(spec)
