@@ -82,11 +82,13 @@ class _Batch:
         self.future: Future[list[Any]] = Future()
         self.future.set_running_or_notify_cancel()  # a caller that gives up must not make `settle` fail
 
-    def settle(self, index: int, outcome: Any) -> None:
+    def settle(self, index: int, outcome: Any) -> bool:
+        """Keeps what a call came to; True for the last one."""
         self.outcomes[index] = outcome
         self.left -= 1
         if self.left == 0:
             self.future.set_result(self.outcomes)
+        return self.left == 0
 
 
 class Pump:
@@ -129,7 +131,7 @@ class Pump:
         self._line: Line[_Batch] = Line(getattr(engine, "tokens_of", None), room or 0, all_here=all_here)
         self._budget = Budget(room, getattr(engine, "cache_tokens", None), self.tally) if room else None
         self._running: dict[str, tuple[_Batch, int]] = {}
-        self._open: dict[int, _Batch] = {}
+        self._open: set[_Batch] = set()
         self._dead: EngineError | None = None
         self._closing = False
         self._lock = threading.Lock()
@@ -160,8 +162,7 @@ class Pump:
             elif not calls:
                 batch.future.set_result([])
             else:
-                self._open[id(batch)] = batch
-                batch.future.add_done_callback(lambda _: self._open.pop(id(batch), None))
+                self._open.add(batch)
                 self._incoming.put(batch)
         return batch.future
 
@@ -181,7 +182,7 @@ class Pump:
                         batch, index = self._over(output.request_id)
                         outcome = output.outcome if type(output) is Settled else output
                         self.tally.add(outcome)
-                        batch.settle(index, outcome)
+                        self._settle(batch, index, outcome)
                 self._drop_late()
         except BaseException as error:  # noqa: BLE001  # whatever it is, nobody may be left waiting
             self._fail(error)
@@ -206,7 +207,7 @@ class Pump:
                     if self._request_timeout_s is not None:
                         self._added.append((time.monotonic(), name))
                 except RefusedError as refusal:
-                    one.owner.settle(one.at, refusal)
+                    self._settle(one.owner, one.at, refusal)
                 self._called_at = None
             if self._engine.is_busy():
                 return True
@@ -218,6 +219,15 @@ class Pump:
         if self._budget:
             self._budget.give_back(name)
         return self._running.pop(name)
+
+    def _settle(self, batch: _Batch, index: int, outcome: Any) -> None:
+        """Keeps what a call came to, so that its batch does not hold itself: the collector hardly ever looks."""
+        error: BaseException | None = outcome if isinstance(outcome, RefusedError) else None
+        while error is not None:
+            error.__traceback__ = None  # whose frames hold the batch
+            error = error.__cause__ or error.__context__
+        if batch.settle(index, outcome):
+            self._open.discard(batch)
 
     def _receive(self) -> None:
         """Puts what came in into the line; waits for it if there is nothing else to do.
@@ -251,7 +261,7 @@ class Pump:
                 self._engine.abort(name)
                 batch, index = self._over(name)
                 why = f"no answer in {self._request_timeout_s:g} s (retry.request_timeout)"
-                batch.settle(index, RowError("engine", "RequestTimeout", why))
+                self._settle(batch, index, RowError("engine", "RequestTimeout", why))
 
     def _watch(self) -> None:
         while self._thread.is_alive() and self._dead is None:
@@ -272,6 +282,6 @@ class Pump:
                 return
             self._dead = EngineError(f"the engine died: {type(error).__name__}: {error}")
             self._dead.__cause__ = error
-        for batch in list(self._open.values()):
+        for batch in list(self._open):
             if not batch.future.done():
                 batch.future.set_exception(self._dead)

@@ -1,6 +1,8 @@
+import gc
 import multiprocessing
 import threading
 import time
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -283,6 +285,23 @@ def test_one_thread_alone_touches_the_engine(pump, engine):
     for thread in threads:
         thread.join(WAIT_S)
     assert engine.threads == {"rayferry-pump"}
+
+
+@pytest.mark.parametrize("prompt", ["a", "refuse", "refuse late"])
+def test_what_a_batch_held_is_gone_with_it_though_the_collector_does_not_look(pump, prompt):
+    class Kept(dict):
+        """Can be referred to weakly."""
+
+    gc.disable()
+    try:
+        asked = [Call(prompt, sampling=Kept()), Call("b", sampling=Kept())]
+        held = [weakref.ref(call.sampling) for call in asked]
+        pump.submit(asked).result(WAIT_S)
+        del asked
+        texts(pump.submit(calls("c")))  # the thread lets go of the last batch when it takes another
+        assert [kept() for kept in held] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_the_thread_does_not_keep_the_process_alive(pump):
