@@ -89,10 +89,10 @@ def answer(  # noqa: PLR0913  # what it brings together
             "openai": found.openai,
             "all_here": num_rows <= rows_at_once * spec.min_replicas,
         },
-        batch_size=max(spec.batch_size, rows_per_block // hand_over.BATCHES_PER_BLOCK),
+        batch_size=max(1, rows_per_block // hand_over.BATCHES_PER_BLOCK),
         batch_format="pyarrow",
         ray_remote_args_fn=groups.as_remote_args_fn() if placement.bundles else None,
-        **hand_over.pool(spec, -(-rows_at_once // rows_per_block)),
+        **hand_over.pool(spec, rows_at_once, rows_per_block),
         **placement.actor_args,
     )
     try:

@@ -1,6 +1,7 @@
 """How rows are handed to replicas: in how large pieces, and how many at once."""
 
 import inspect
+import math
 from typing import TYPE_CHECKING, Any
 
 from rayferry.job.spec import GENERATING, JobSpec, ReplicaRange
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 # vLLM runs together by default. On CPUs, where it is slow, half as many.
 _ROWS_IN_FLIGHT = {"gpu": 4096, "cpu": 512}
 _ROUNDS_IN_FLIGHT = 4
+# Blocks may have a tenth more rows than meant: the replica that is ready first would have more than its part of them.
+_SURE_SHARE = 0.9
 _MIN_BLOCKS_IN_FLIGHT, _MAX_BLOCKS_IN_FLIGHT = 3, 64
 # Each batch is two calls to the board; Ray Data runs at most four batches of a block at a time.
 BATCHES_PER_BLOCK = 2
@@ -51,11 +54,18 @@ def rows_at_once(spec: JobSpec, device: str, num_rows: int) -> int:
     return rows if spec.max_replicas == 1 else min(rows, -(-num_rows // spec.max_replicas))
 
 
-def pool(spec: JobSpec, blocks: int) -> dict[str, Any]:
-    """How many replicas, and how many blocks each should have at once, as arguments of `map_batches`."""
+def pool(spec: JobSpec, rows: int, rows_per_block: int) -> dict[str, Any]:
+    """How many replicas, and how many blocks each should have at once, as arguments of `map_batches`.
+
+    Args:
+        spec: the job.
+        rows: by `rows_at_once`.
+        rows_per_block: by `block_rows`.
+    """
     from ray.data import ActorPoolStrategy  # noqa: PLC0415  # the laptop imports this module without Ray
 
-    blocks = max(_MIN_BLOCKS_IN_FLIGHT, min(_MAX_BLOCKS_IN_FLIGHT, blocks))
+    share = rows if spec.max_replicas == 1 else math.ceil(rows * _SURE_SHARE)
+    blocks = max(_MIN_BLOCKS_IN_FLIGHT, min(_MAX_BLOCKS_IN_FLIGHT, -(-share // rows_per_block)))
     if isinstance(spec.replicas, ReplicaRange):
         size = {"min_size": spec.replicas.min, "max_size": spec.replicas.max}  # it grows by what waits at replicas
     else:

@@ -41,13 +41,21 @@ def test_a_replica_has_enough_rows_and_no_more_than_its_part(make_spec, changes,
     assert rows_at_once(make_spec(**changes), device, num_rows) == expected
 
 
-@pytest.mark.parametrize(("blocks", "expected"), [(1, 3), (16, 16), (500, 64)])
-def test_ray_sends_a_replica_no_more_blocks_than_it_works_on(make_spec, blocks, expected):
-    pool = pool_of(make_spec(replicas=2), blocks)["compute"]
+@pytest.mark.parametrize(
+    ("replicas", "rows", "rows_per_block", "expected"),
+    [
+        pytest.param(2, 100, 50, 3, id="a few at least"),
+        pytest.param(1, 4096, 256, 16, id="all of its rows"),
+        pytest.param(2, 2000, 32, 57, id="less than its part, as blocks may be larger than meant"),
+        pytest.param(2, 4096, 2, 64, id="not too many"),
+    ],
+)
+def test_ray_sends_a_replica_no_more_blocks_than_it_works_on(make_spec, replicas, rows, rows_per_block, expected):
+    pool = pool_of(make_spec(replicas=replicas), rows, rows_per_block)["compute"]
     told = (pool.min_size, pool.max_size, pool.max_concurrent_calls_per_actor, pool.max_tasks_in_flight_per_actor)
-    assert told == (2, 2, expected, expected)
+    assert told == (replicas, replicas, expected, expected)
 
 
 def test_a_pool_that_grows_does_so_by_the_blocks_that_wait(make_spec):
-    pool = pool_of(make_spec(replicas={"min": 1, "max": 4}), 5)["compute"]
+    pool = pool_of(make_spec(replicas={"min": 1, "max": 4}), 5 * 32, 32)["compute"]
     assert (pool.min_size, pool.max_size, pool.max_tasks_in_flight_per_actor) == (1, 4, None)
