@@ -7,6 +7,7 @@ each other are one span, so that ten million rows are some thousand numbers.
 
 import functools
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -85,6 +86,25 @@ class Done:
     def spans(self) -> dict[str, Spans]:
         """Done rows of each file, by path."""
         return {path: Spans(several) for path, several in _spans_by_path(self.records.values()).items()}
+
+    def num_left(self, files: Sequence[storage.File], num_rows: int) -> int:
+        """About how many rows are still to do.
+
+        Args:
+            files: of the input.
+            num_rows: in all of them, about. Where a file was not read to its end yet, a tenth of what it should have
+                is left at least: few rows are shared out in another way than many.
+        """
+        if not self.records:
+            return num_rows
+        rows_per_byte = num_rows / max(1, sum(file.num_bytes for file in files))
+        left = 0.0
+        for file in files:
+            num_done = len(self.spans.get(file.path, ()))
+            about = rows_per_byte * file.num_bytes
+            known = self.num_rows.get(file.path)
+            left += max(about - num_done, about / 10) if known is None else known - num_done
+        return math.ceil(left)
 
     def whole(self, file: storage.File) -> bool:
         """True if every row of a file is done."""

@@ -131,6 +131,16 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
                 left += [one.__context__, one.__cause__, getattr(one, "cause", None)]
 
 
+def without_frames(error: BaseException) -> None:
+    """Lets go of what the frames hold that an error, and its causes, passed through.
+
+    An error that is kept, by what such a frame holds, would else be freed by Python's collector alone, which a replica
+    hardly ever lets look.
+    """
+    for one in list(_chain(error)):
+        one.__traceback__ = None
+
+
 def root_line(error: BaseException) -> str:
     """The innermost cause of `error`, as one line.
 

@@ -35,7 +35,7 @@ def block_rows(spec: JobSpec, found: "Input") -> int:
     num_blocks = _BLOCKS_ALONE if spec.max_replicas == 1 else spec.max_replicas * _BLOCKS_PER_REPLICA
     most = min(_MAX_ROWS_PER_BLOCK, _MAX_BLOCK_BYTES // found.row_bytes)
     if spec.task in GENERATING:
-        most = min(most, _MAX_TOKENS_PER_BLOCK // _answer_tokens(spec))
+        most = min(most, max(spec.batch_size, _MAX_TOKENS_PER_BLOCK // _answer_tokens(spec)))
     return max(1, min(max(spec.batch_size, found.num_rows // num_blocks), most))
 
 

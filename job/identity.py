@@ -39,20 +39,13 @@ def settings(spec: JobSpec) -> dict[str, Any]:
     return settings
 
 
-def asked(
-    settings: Mapping[str, Any], files: Sequence[storage.File], weights: Sequence[storage.File] = ()
-) -> dict[str, Any]:
-    """What decides a run's answers: see `settings`, and of each file its path, size and ETag, or last change.
-
-    Args:
-        settings: of the job file.
-        files: of the input.
-        weights: of the model, by `weights.stored`.
-    """
-    return {"settings": dict(settings), "files": _identities(files), "weights": _identities(weights)}
+def asked(settings: Mapping[str, Any], files: Sequence[storage.File]) -> dict[str, Any]:
+    """What decides a run's answers, but for weights: see `settings`, and of each file `identities`."""
+    return {"settings": dict(settings), "files": identities(files)}
 
 
-def _identities(files: Sequence[storage.File]) -> list[list[Any]]:
+def identities(files: Sequence[storage.File]) -> list[list[Any]]:
+    """Of each file its path, size and ETag, or last change."""
     return [[file.path, file.num_bytes, file.version] for file in files]
 
 
@@ -66,7 +59,7 @@ def in_order(files: Sequence[storage.File], before: Sequence[Sequence[Any]]) -> 
 
 
 def fingerprint(asked: Mapping[str, Any]) -> str:
-    """Hash of all that decides the answers, by `asked`."""
+    """Hash of all that decides the answers, by `asked`, and of the weights."""
     return "sha256:" + hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
@@ -137,33 +130,40 @@ def _short(value: Any) -> str:
     return text if len(text) <= _SHOWN_CHARS else text[: _SHOWN_CHARS - 3] + "..."
 
 
-def refuse_other_files(layout: Layout, before: Mapping[str, Any], now: Mapping[str, Any], *, new_files: bool) -> None:
-    """Refuses to go on with a run that was begun with another input or other weights.
+def refuse_other_files(
+    layout: Layout,
+    what: str,
+    before: Sequence[Sequence[Any]],
+    now: Sequence[Sequence[Any]],
+    *,
+    new_files: bool | None = None,
+) -> None:
+    """Refuses to go on with a run that was begun with other files.
 
     Args:
         layout: the run's places.
-        before: what it was begun with, by `asked`.
-        now: what who would go on with it found.
-        new_files: files may have come to the input since.
+        what: they are, such as `input`.
+        before: those it was begun with, by `identities`.
+        now: those that are there.
+        new_files: some may have come since; None: nobody can ask for that.
 
     Raises:
         JobError: with what differs.
     """
-    for what, key in (("model", "weights"), ("input", "files")):
-        old, new = ({file[0]: file[1:] for file in asked[key]} for asked in (before, now))
-        kinds = {
-            "gone": [path for path in old if path not in new],
-            "changed": [path for path in old if path in new and old[path] != new[path]],
-            "new": [path for path in new if path not in old],
-        }
-        if new_files and key == "files":
-            del kinds["new"]
-        told = [f"{counted(len(paths), 'file')} {kind}, such as {paths[0]}" for kind, paths in kinds.items() if paths]
-        if told:
-            only_new = key == "files" and [kind for kind, paths in kinds.items() if paths] == ["new"]
-            hint = "answer them too with --resume --new-input, or " if only_new else ""
-            msg = (
-                f"the {what} is not what {layout.output_uri} was begun with ({'; '.join(told)}); "
-                f"{hint}start anew with --overwrite"
-            )
-            raise JobError(msg)
+    old, new = ({file[0]: file[1:] for file in files} for files in (before, now))
+    kinds = {
+        "gone": [path for path in old if path not in new],
+        "changed": [path for path in old if path in new and old[path] != new[path]],
+        "new": [path for path in new if path not in old],
+    }
+    if new_files:
+        del kinds["new"]
+    told = [f"{counted(len(paths), 'file')} {kind}, such as {paths[0]}" for kind, paths in kinds.items() if paths]
+    if told:
+        only_new = new_files is not None and [kind for kind, paths in kinds.items() if paths] == ["new"]
+        hint = "answer them too with --resume --new-input, or " if only_new else ""
+        msg = (
+            f"the {what} is not what {layout.output_uri} was begun with ({'; '.join(told)}); "
+            f"{hint}start anew with --overwrite"
+        )
+        raise JobError(msg)

@@ -117,10 +117,10 @@ def _run(
     telling.tell_input(spec, found)
 
     _connect()
-    asked = identity.asked(settings, found.files, weights.stored(spec))
+    asked: Mapping[str, Any] = identity.asked(settings, found.files)
     if before is not None:
-        identity.refuse_other_files(layout, before, asked, new_files=earlier.new_input)
-    done, placement = _begin(spec, submission_id, before, found, asked, earlier)
+        identity.refuse_other_files(layout, "input", before["files"], asked["files"], new_files=earlier.new_input)
+    done, placement, asked = _begin(spec, submission_id, before, found, asked, earlier)
     jobs = attempts.jobs_of(done.attempts)
     if not is_new:  # only now is what was there this run's, or gone
         accepted(layout)
@@ -136,7 +136,7 @@ def _run(
     parts = sink.PartsDatasink(layout, done.attempts[-1], spec.output.rows_per_part, schema, board, found.copied)
     parts.records.update(done.records)
     _go_on(board, done, found)
-    num_left = max(0, found.num_rows - sum(map(len, done.spans.values())))
+    num_left = done.num_left(found.files, found.num_rows)
     fleet, placement = answering.share(spec, placement, num_left)
     answering.set_up_ray_data(hand_over.block_rows(fleet, found) * found.row_bytes, fleet.max_replicas)
     dataset = source.read(spec, found, board, _repeated_ids(spec, found), done)
@@ -167,23 +167,27 @@ def _begin(
     found: "Input",
     asked: Mapping[str, Any],
     earlier: Earlier,
-) -> "tuple[Done, Placement | None]":
+) -> "tuple[Done, Placement | None, Mapping[str, Any]]":
     """Makes the output this attempt's, once there are nodes for it.
 
     Returns:
-        What is done, without what is to be tried again; and where the replicas are to be, or None if the run is over.
+        What is done, without what is to be tried again; where the replicas are to be, or None if the run is over; and
+        what was asked, with the weights.
     """
     from rayferry.job import checkpoint, failed_rows
 
     layout = Layout(spec.output.uri)
     retry_failed = earlier.retry_failed and not failed_rows.was_done(layout, earlier.run)
     if before is not None and checkpoint.is_over(layout, before, asked, retry_failed=retry_failed):
-        return checkpoint.begin(layout, submission_id, before, asked, stays_over=True), None
+        return checkpoint.begin(layout, submission_id, before, asked, stays_over=True), None, asked
+    asked = {**asked, "weights": identity.identities(weights.stored(spec))}
+    if before is not None:
+        identity.refuse_other_files(layout, "model", before["weights"], asked["weights"])
     placement = nodes.place(spec, layout, before, earlier)
     device = placement.device if before is None else before["device"]
     now = {**asked, "columns": found.columns.to_json(), "openai": found.openai, "device": device}
     done = checkpoint.begin(layout, submission_id, before, now, token=earlier.run)
-    return failed_rows.forget(layout, done, earlier.run) if retry_failed else done, placement
+    return failed_rows.forget(layout, done, earlier.run) if retry_failed else done, placement, asked
 
 
 def _conclude(layout: Layout, now: "Snapshot", parts: "PartsDatasink", done: "Done") -> None:

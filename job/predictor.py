@@ -13,7 +13,7 @@ import pyarrow as pa
 from rayferry.job import engine, secrets
 from rayferry.job.answers import Answers, Outcome
 from rayferry.job.calls import Call, calls_of
-from rayferry.job.errors import EngineError, JobError, root_line
+from rayferry.job.errors import EngineError, JobError, root_line, without_frames
 from rayferry.job.pump import Pump
 from rayferry.job.quarantine import Gate, Key, Suspect
 from rayferry.job.rows import RowError
@@ -193,6 +193,7 @@ class LLMPredictor:
             try:
                 return calls_of(prompt, request)
             except RowError as error:
+                without_frames(error)
                 return error
 
         if any(request and '"images"' in request for request in columns[2]):

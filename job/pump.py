@@ -7,14 +7,15 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
 from rayferry.job.budget import Budget
 from rayferry.job.calls import Call
-from rayferry.job.errors import EngineError
+from rayferry.job.errors import EngineError, without_frames
 from rayferry.job.line import Line
 from rayferry.job.rows import RowError
 from rayferry.job.tally import Tally
@@ -221,11 +222,9 @@ class Pump:
         return self._running.pop(name)
 
     def _settle(self, batch: _Batch, index: int, outcome: Any) -> None:
-        """Keeps what a call came to, so that its batch does not hold itself: the collector hardly ever looks."""
-        error: BaseException | None = outcome if isinstance(outcome, RefusedError) else None
-        while error is not None:
-            error.__traceback__ = None  # whose frames hold the batch
-            error = error.__cause__ or error.__context__
+        """Keeps what a call came to, so that its batch does not hold itself."""
+        if isinstance(outcome, RefusedError):
+            without_frames(outcome)
         if batch.settle(index, outcome):
             self._open.discard(batch)
 
@@ -255,7 +254,8 @@ class Pump:
 
     def _drop_late(self) -> None:
         """Ends the requests that have had their time."""
-        while self._added and time.monotonic() - self._added[0][0] > (self._request_timeout_s or 0):
+        before = time.monotonic() - (self._request_timeout_s or 0)
+        while self._added and (self._added[0][0] < before or self._added[0][1] not in self._running):
             _, name = self._added.popleft()
             if name in self._running:
                 self._engine.abort(name)
@@ -283,5 +283,5 @@ class Pump:
             self._dead = EngineError(f"the engine died: {type(error).__name__}: {error}")
             self._dead.__cause__ = error
         for batch in list(self._open):
-            if not batch.future.done():
+            with suppress(InvalidStateError):  # it is done, maybe just now, by the other thread
                 batch.future.set_exception(self._dead)

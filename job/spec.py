@@ -272,6 +272,10 @@ class JobSpec(Typed):
             if _lies_under(self.output.uri, uri):
                 msg = f"output.uri: {self.output.uri!r} lies under input.uri: the next run would read it as prompts"
                 raise ValueError(msg)
+        for uri in (self.model, *(self.lora.adapters.values() if self.lora else ())):
+            if uri.startswith("s3://") and _lies_under(self.output.uri, uri):
+                msg = f"output.uri: {self.output.uri!r} lies under {uri!r}: the replicas would fetch it with the model"
+                raise ValueError(msg)
         return self
 
     @model_validator(mode="after")

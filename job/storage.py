@@ -118,7 +118,10 @@ def list_files(uris: list[str], *, anonymous: bool = False) -> list[File]:
     found: dict[str, File] = {}
     for uri in uris:
         listed = _list_one(uri, anonymous=anonymous)
-        tags = _etags(uri, *listed[0], anonymous=anonymous) if uri.startswith("s3://") else {}
+        tags = {}
+        if uri.startswith("s3://"):
+            first, root = listed[0]
+            tags = etags(uri, root, is_file=first.path == root, anonymous=anonymous)
         for info, root in listed:
             path = info.path
             label = path if len(uris) > 1 else path[len(root) :].lstrip("/") or path.rpartition("/")[2]
@@ -148,10 +151,17 @@ def _by_boto3(environ: tuple[tuple[str, str], ...], *, anonymous: bool) -> Any:
     return boto3.client("s3", region_name=dict(environ).get("AWS_REGION") or None, config=config)
 
 
-def _etags(uri: str, first: pafs.FileInfo, root: str, *, anonymous: bool) -> dict[str, str]:
-    """ETags by path, of the one file that a URI names, or of all below the root that it was listed from.
+def etags(uri: str, root: str, *, is_file: bool = False, anonymous: bool = False) -> dict[str, str]:
+    """ETags by path, of all files below a root; without boto3 there are none.
 
-    The one is asked for as it was found: to look at it may be all that is allowed. Without boto3 there are none.
+    Args:
+        uri: that they are asked for by, under s3://.
+        root: its path, without a slash at its end.
+        is_file: it is one file, and is asked for as such: to look at it may be all that is allowed.
+        anonymous: sign no request, as the `anonymous@` form does.
+
+    Raises:
+        JobError: the store does not answer, or refuses.
     """
     bucket, _, key = root.partition("/")
     try:
@@ -159,7 +169,7 @@ def _etags(uri: str, first: pafs.FileInfo, root: str, *, anonymous: bool) -> dic
     except ImportError:
         return {}
     try:
-        if first.path == root:
+        if is_file:
             return {root: client.head_object(Bucket=bucket, Key=key)["ETag"].strip('"')}
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key and f"{key}/")
         return {f"{bucket}/{one['Key']}": one["ETag"].strip('"') for page in pages for one in page.get("Contents", ())}

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 import pyarrow.fs as pafs
 
 from rayferry.job import storage
-from rayferry.job.errors import EngineError
+from rayferry.job.errors import EngineError, JobError
 from rayferry.job.spec import JobSpec
 
 _CHUNK_BYTES = 8 << 20
@@ -23,14 +23,28 @@ def stored(spec: JobSpec) -> list[storage.File]:
         JobError: nothing lies under a prefix, or it cannot be listed.
     """
     uris = [uri for uri in (spec.model, *(spec.lora.adapters.values() if spec.lora else ())) if uri.startswith("s3://")]
+    stored = []
     for uri in uris:
-        if not storage.children(uri.rstrip("/") + "/"):
-            raise _not_there(uri)
-    return storage.list_files([uri.rstrip("/") + "/" for uri in uris])
+        _, root, found = _listed(uri)
+        tags = storage.etags(uri, root)
+        stored += [storage.File(info.path, info.size, "", tags.get(info.path) or str(info.mtime_ns)) for info in found]
+    return stored
 
 
-def _not_there(uri: str) -> EngineError:
-    return EngineError(f"{uri}: no model there; check the job file's model")
+def _listed(uri: str) -> tuple[pafs.FileSystem, str, list[pafs.FileInfo]]:
+    """The store, the path of a prefix without a slash, and all files below it."""
+    files, root = storage.filesystem(uri)
+    root = root.rstrip("/")
+    try:
+        found = files.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
+    except OSError as error:
+        msg = f"{uri}: cannot be listed: {error}; check the bucket's name, the credentials and the endpoint"
+        raise JobError(msg) from error
+    found = sorted((info for info in found if info.type == pafs.FileType.File), key=lambda info: info.path)
+    if not found:
+        msg = f"{uri}: no model there; check the job file's model"
+        raise EngineError(msg)
+    return files, root, found
 
 
 def local_folder(model: str) -> str:
@@ -45,12 +59,7 @@ def local_folder(model: str) -> str:
     """
     if not model.startswith("s3://"):
         return unquote(urlsplit(model).path) if model.startswith("file://") else model
-    files, root = storage.filesystem(model)
-    root = root.rstrip("/") + "/"
-    found = files.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
-    found = sorted((info for info in found if info.type == pafs.FileType.File), key=lambda info: info.path)
-    if not found:
-        raise _not_there(model)
+    files, root, found = _listed(model)
     identity = repr([model, [(info.path, info.size, info.mtime_ns) for info in found]])
     cache = Path(os.environ.get("RAYFERRY_CACHE") or Path.home() / ".cache" / "rayferry") / "weights"
     cache.mkdir(parents=True, exist_ok=True)
@@ -61,7 +70,7 @@ def local_folder(model: str) -> str:
             draft = target.with_suffix(".partial")
             shutil.rmtree(draft, ignore_errors=True)
             for info in found:
-                path = draft / info.path[len(root) :]
+                path = draft / info.path[len(root) + 1 :]
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with files.open_input_stream(info.path, compression=None) as remote, path.open("wb") as local:
                     shutil.copyfileobj(remote, local, _CHUNK_BYTES)

@@ -65,7 +65,7 @@ def write_earlier(spec, rows_per_file, rows_per_part):
         ]
         list(threads.map(lambda at: storage.write_bytes(f"{root}{at:03d}.txt", texts[at]), range(NUM_FILES)))
         layout, found = Layout(spec.output.uri), look(spec)
-        asked = identity.asked(identity.settings(spec), found.files)
+        asked = identity.asked(identity.settings(spec), found.files) | {"weights": []}
         further = {"columns": found.columns.to_json(), "openai": found.openai, "device": "cpu"}
         checkpoint.begin(layout, "run-1", None, asked | further)
         scheme = "s3://" if root.startswith("s3://") else ""

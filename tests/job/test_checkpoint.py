@@ -27,11 +27,12 @@ def attempt(layout):
 
     def begin(submission_id, settings=SETTINGS, files=FILES, *, weights=WEIGHTS, new_files=False, **earlier):
         before = checkpoint.check_output(layout, Earlier(**earlier))
-        asked = identity.asked(settings, files, weights)
+        asked = identity.asked(settings, files) | {"weights": identity.identities(weights)}
         stays_over = False
         if before is not None:
             identity.refuse_other(layout, before["settings"], asked["settings"])
-            identity.refuse_other_files(layout, before, asked, new_files=new_files)
+            identity.refuse_other_files(layout, "input", before["files"], asked["files"], new_files=new_files)
+            identity.refuse_other_files(layout, "model", before["weights"], asked["weights"])
             stays_over = checkpoint.is_over(layout, before, asked, retry_failed=earlier.get("retry_failed", False))
         return checkpoint.begin(layout, submission_id, before, asked, stays_over=stays_over, token=earlier.get("run"))
 
@@ -256,6 +257,25 @@ def test_a_run_that_is_over_and_is_to_go_on_answers_the_rows_of_a_part_that_is_g
     storage.remove(layout.data_uri + name)
     done = attempt("run-2", resume=True, **told)
     assert (len(done.records), done.manifest is None) == (left, not left)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "read", "expected"),
+    [
+        pytest.param(300, {}, 276, id="the estimate"),
+        pytest.param(30, {}, 8, id="a tenth of a file that has more than was thought"),
+        pytest.param(300, {"/in/a.txt": 10}, 186, id="exactly, of a file that was read to its end"),
+        pytest.param(3, {"/in/a.txt": 6, "/in/b.txt": 20}, 2, id="as few as there are"),
+    ],
+)
+def test_how_many_rows_are_left_is_known_by_file(num_rows, read, expected):
+    rows = {"/in/a.txt": [[0, 4]], "/in/b.txt": [[0, 20]]}
+    done = checkpoint.Done(records={"r": Record([], rows)}, num_rows=read)
+    assert done.num_left(FILES, num_rows) == expected
+
+
+def test_of_a_run_that_begins_all_rows_are_left():
+    assert checkpoint.Done().num_left(FILES, 4000) == 4000
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ from rayferry.job.hand_over import pool as pool_of
         (10**6, 100, {"sampling": {"max_tokens": 512}}, 512),
         (10**6, 100, {"sampling": {"max_tokens": 512, "n": 8}}, 64),
         (10**6, 100, {"sampling": {"max_tokens": None}}, 256),
+        (10**6, 100, {"sampling": {"max_tokens": 131_072}}, 32),
+        (10**6, 100, {"sampling": {"max_tokens": 131_072}, "batch_size": 64}, 64),
         (10**6, 100, {"task": "embed", "sampling": {}}, 12_288),
         (10**6, 1 << 20, {}, 16),
         (10**6, 1 << 30, {}, 1),

@@ -1,7 +1,9 @@
 import asyncio
 import contextlib
+import gc
 import json
 import os
+import weakref
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -116,6 +118,19 @@ def test_a_row_fails_if_one_of_its_prompts_is_refused(predictor):
 def test_a_row_whose_call_cannot_be_made_fails_alone(predictor, request_, stage):
     pytest.importorskip("PIL")
     assert answered(predictor, table("x", "bad", bad=request_)) == [("a:0", None, "X"), ("a:1", stage, None)]
+
+
+def test_the_error_of_an_image_is_gone_with_its_row_though_the_collector_does_not_look():
+    pytest.importorskip("PIL")
+    gc.disable()
+    try:
+        calls = asyncio.run(LLMPredictor._calls(table("bad", bad={"images": ["data:;base64,AAAA"]})))
+        error = weakref.ref(calls[0])
+        assert error().columns()["stage"] == "decode"
+        del calls
+        assert error() is None
+    finally:
+        gc.enable()
 
 
 def test_a_replica_whose_engine_dies_raises(predictor):

@@ -120,6 +120,13 @@ def test_a_request_that_takes_too_long_is_given_up_and_the_others_go_on(engine):
     pump.close()
 
 
+def test_of_requests_that_are_over_nothing_waits_for_their_timeout(engine):
+    pump = Pump(engine, request_timeout_s=600)
+    pump.submit(calls(*"abcdefgh")).result(WAIT_S)
+    pump.close()
+    assert not pump._added
+
+
 def test_an_engine_whose_own_process_is_killed_is_dead_though_it_does_not_return(engine):
     process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=[60], name="EngineCore", daemon=True)
     process.start()

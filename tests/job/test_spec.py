@@ -150,6 +150,8 @@ def test_a_wrong_value_is_told_with_its_path(changes, line):
         ({"lora": {"adapters": {}}}, "lora.adapters"),
         ({"lora": {"adapters": {"a": "/a"}, "default": "b"}}, "default 'b' is none of the adapters: a"),
         ({"output": {"uri": "s3://bucket/in/out"}}, "lies under input.uri"),
+        ({"model": "s3://bucket/m", "output": {"uri": "s3://bucket/m/out"}}, "lies under 's3://bucket/m'"),
+        ({"lora": {"adapters": {"a": "s3://bucket/"}}}, "lies under 's3://bucket/'"),
     ],
     ids=str,
 )

@@ -105,6 +105,18 @@ def test_the_stored_files_of_a_model_and_its_adapters_change_with_their_content(
     assert (len(first), changed) == (3, {"tokenizer.json"})
 
 
+@pytest.mark.parametrize("name", ["model[q4]", "model*", "_model"])
+def test_the_stored_files_are_those_that_are_copied_whatever_their_names(bucket_uri, name):
+    for path in ("config.json", "_utils.py", ".hidden/a"):
+        storage.write_bytes(f"{bucket_uri}/{name}/{path}", b"x")
+    spec = parse({"model": f"{bucket_uri}/{name}", "input": {"uri": "/in"}, "output": {"uri": "/out"}}, "job")
+    assert [file.path.partition(f"/{name}/")[2] for file in weights.stored(spec)] == [
+        ".hidden/a",
+        "_utils.py",
+        "config.json",
+    ]
+
+
 @pytest.mark.parametrize("model", ["HuggingFaceTB/SmolLM2-135M-Instruct", "/models/smol"])
 def test_a_model_that_is_not_in_s3_has_no_stored_files(model):
     assert weights.stored(parse({"model": model, "input": {"uri": "/in"}, "output": {"uri": "/out"}}, "job")) == []
