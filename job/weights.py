@@ -23,12 +23,13 @@ def stored(spec: JobSpec) -> list[storage.File]:
         JobError: nothing lies under a prefix, or it cannot be listed.
     """
     uris = [uri for uri in (spec.model, *(spec.lora.adapters.values() if spec.lora else ())) if uri.startswith("s3://")]
-    stored = []
+    stored: dict[str, storage.File] = {}
     for uri in uris:
         _, root, found = _listed(uri)
         tags = storage.etags(uri, root)
-        stored += [storage.File(info.path, info.size, "", tags.get(info.path) or str(info.mtime_ns)) for info in found]
-    return stored
+        for info in found:
+            stored[info.path] = storage.File(info.path, info.size, "", tags.get(info.path) or str(info.mtime_ns))
+    return list(stored.values())
 
 
 def _listed(uri: str) -> tuple[pafs.FileSystem, str, list[pafs.FileInfo]]:
