@@ -622,6 +622,19 @@ def test_a_run_that_broke_off_is_resumed_then_over_then_given_more_then_done_ane
     assert not any("run-1" in key for key in keys_under(spec.output.uri))
 
 
+def test_a_run_whose_weights_changed_answers_no_row_more_and_one_that_is_over_needs_none(spec_of, bucket_uri):
+    spec = spec_of({"a.txt": b"x\n" * 10}, model=f"{bucket_uri}/model")
+    storage.write_bytes(f"{spec.model}/model.safetensors", b"weights")
+    over = pipeline.run(spec, "run-1", Upper)
+    storage.write_bytes(f"{spec.model}/model.safetensors", b"others")
+    storage.write_bytes(f"{spec.input.uris[0]}b.txt", b"new\n")
+    with pytest.raises(JobError, match=r"the model is not what .* was begun with \(1 file changed, such as "):
+        pipeline.run(spec, "run-2", Upper, earlier=Earlier(resume=True, new_input=True))
+    storage.remove(f"{spec.input.uris[0]}b.txt")
+    storage.remove(f"{spec.model}/")
+    assert pipeline.run(spec, "run-3", Upper, earlier=Earlier(resume=True))["counts"] == over["counts"]
+
+
 def test_a_run_whose_board_dies_is_for_another_attempt_to_end(spec_of, cluster):
     spec = spec_of({"a.txt": lines_of_words("a", 300) + b"boom\n"}, batch_size=40)
     spec = spec.model_copy(update={"output": spec.output.model_copy(update={"rows_per_part": 80})})
