@@ -20,7 +20,8 @@ def stored(spec: JobSpec) -> list[storage.File]:
     """The files of the model and its adapters, as far as they lie under s3:// prefixes.
 
     Raises:
-        JobError: nothing lies under a prefix, or it cannot be listed.
+        EngineError: nothing lies under a prefix.
+        JobError: it cannot be listed.
     """
     uris = [uri for uri in (spec.model, *(spec.lora.adapters.values() if spec.lora else ())) if uri.startswith("s3://")]
     stored: dict[str, storage.File] = {}
@@ -33,7 +34,7 @@ def stored(spec: JobSpec) -> list[storage.File]:
 
 
 def _listed(uri: str) -> tuple[pafs.FileSystem, str, list[pafs.FileInfo]]:
-    """The store, the path of a prefix without a slash, and all files below it."""
+    """The store, the path of a prefix without a slash, and all files below it; raises as `stored`."""
     files, root = storage.filesystem(uri)
     root = root.rstrip("/")
     try:
