@@ -272,8 +272,8 @@ class JobSpec(Typed):
             if _lies_under(self.output.uri, uri):
                 msg = f"output.uri: {self.output.uri!r} lies under input.uri: the next run would read it as prompts"
                 raise ValueError(msg)
-        for uri in (self.model, *(self.lora.adapters.values() if self.lora else ())):
-            if uri.startswith("s3://") and _lies_under(self.output.uri, uri):
+        for uri in self.weights_uris:
+            if _lies_under(self.output.uri, uri):
                 msg = f"output.uri: {self.output.uri!r} lies under {uri!r}: the replicas would fetch it with the model"
                 raise ValueError(msg)
         return self
@@ -346,6 +346,12 @@ class JobSpec(Typed):
     def to_json(self) -> dict[str, Any]:
         """The job as it travels: what was set, and no defaults, so that what was left out is known there too."""
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True) | {"schema_version": 1}
+
+    @property
+    def weights_uris(self) -> list[str]:
+        """The s3:// prefixes that the model and its adapters lie under; none of a hub id or a folder."""
+        uris = (self.model, *(self.lora.adapters.values() if self.lora else ()))
+        return [uri for uri in uris if uri.startswith("s3://")]
 
     @property
     def timeout_s(self) -> float | None:

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,11 +122,11 @@ def list_files(uris: list[str], *, anonymous: bool = False) -> list[File]:
         tags = {}
         if uri.startswith("s3://"):
             first, root = listed[0]
-            tags = etags(uri, root, is_file=first.path == root, anonymous=anonymous)
+            tags = _etags(uri, root, is_file=first.path == root, anonymous=anonymous)
         for info, root in listed:
             path = info.path
             label = path if len(uris) > 1 else path[len(root) :].lstrip("/") or path.rpartition("/")[2]
-            found.setdefault(path, File(path, info.size, label, tags.get(path) or str(info.mtime_ns or 0)))
+            found.setdefault(path, _file(info, label, tags))
     return [found[path] for path in sorted(found)]
 
 
@@ -151,17 +152,10 @@ def _by_boto3(environ: tuple[tuple[str, str], ...], *, anonymous: bool) -> Any:
     return boto3.client("s3", region_name=dict(environ).get("AWS_REGION") or None, config=config)
 
 
-def etags(uri: str, root: str, *, is_file: bool = False, anonymous: bool = False) -> dict[str, str]:
-    """ETags by path, of all files below a root; without boto3 there are none.
+def _etags(uri: str, root: str, *, is_file: bool = False, anonymous: bool = False) -> dict[str, str]:
+    """ETags by path, of the one file that a root is, or of all below it; without boto3 there are none.
 
-    Args:
-        uri: that they are asked for by, under s3://.
-        root: its path, without a slash at its end.
-        is_file: it is one file, and is asked for as such: to look at it may be all that is allowed.
-        anonymous: sign no request, as the `anonymous@` form does.
-
-    Raises:
-        JobError: the store does not answer, or refuses.
+    The one is asked for as such: to look at it may be all that is allowed.
     """
     bucket, _, key = root.partition("/")
     try:
@@ -174,8 +168,32 @@ def etags(uri: str, root: str, *, is_file: bool = False, anonymous: bool = False
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key and f"{key}/")
         return {f"{bucket}/{one['Key']}": one["ETag"].strip('"') for page in pages for one in page.get("Contents", ())}
     except Exception as error:
-        msg = f"{uri}: cannot be listed: {error}; check the bucket's name, the credentials and the endpoint"
-        raise JobError(msg) from error
+        raise _not_listed(uri, error) from error
+
+
+def _not_listed(uri: str, error: Exception) -> JobError:
+    return JobError(f"{uri}: cannot be listed: {error}; check the bucket's name, the credentials and the endpoint")
+
+
+def files_below(uri: str) -> list[File]:
+    """All files below a prefix under s3://, in order of their names, whatever these are; labelled by their path below.
+
+    Raises:
+        JobError: the store does not answer, or refuses.
+    """
+    files, path = filesystem(uri)
+    root = path.rstrip("/")
+    try:
+        found = files.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
+    except OSError as error:
+        raise _not_listed(uri, error) from error
+    found = sorted((info for info in found if info.type == pafs.FileType.File), key=lambda info: info.path)
+    tags = _etags(uri, root) if found else {}
+    return [_file(info, info.path[len(root) + 1 :], tags) for info in found]
+
+
+def _file(info: pafs.FileInfo, label: str, tags: Mapping[str, str]) -> File:
+    return File(info.path, info.size, label, tags.get(info.path) or str(info.mtime_ns or 0))
 
 
 def is_glob(uri: str) -> bool:
@@ -206,8 +224,7 @@ def _list_one(uri: str, *, anonymous: bool) -> list[tuple[pafs.FileInfo, str]]:
             root, matches = glob_root(path), glob_pattern(path)
         found = files.get_file_info(pafs.FileSelector(root, recursive=True, allow_not_found=True))
     except OSError as error:
-        msg = f"{uri}: cannot be listed: {error}; check the bucket's name, the credentials and the endpoint"
-        raise JobError(msg) from error
+        raise _not_listed(uri, error) from error
     try:
         names = [entry.path for entry in found]
     except UnicodeDecodeError as error:
