@@ -80,6 +80,12 @@ def answer(  # noqa: PLR0913  # what it brings together
     groups = ReplicaGroups(placement.bundles, placement.engines_per_gpu)
     rows_per_block = hand_over.block_rows(spec, found)
     rows_at_once = hand_over.rows_at_once(spec, placement.device, num_rows)
+    blocks = hand_over.equal_blocks(spec, placement.device, num_rows, found.row_bytes)
+    if blocks is None:
+        blocks = hand_over.blocks_at_once(spec, rows_at_once, rows_per_block)
+    else:
+        dataset = dataset.repartition(blocks * spec.max_replicas)
+        rows_per_block = num_rows // (blocks * spec.max_replicas)
     dataset = dataset.map_batches(
         predictor or LLMPredictor,
         fn_constructor_kwargs={
@@ -92,7 +98,7 @@ def answer(  # noqa: PLR0913  # what it brings together
         batch_size=max(1, rows_per_block // hand_over.BATCHES_PER_BLOCK),
         batch_format="pyarrow",
         ray_remote_args_fn=groups.as_remote_args_fn() if placement.bundles else None,
-        **hand_over.pool(spec, rows_at_once, rows_per_block),
+        **hand_over.pool(spec, blocks),
         **placement.actor_args,
     )
     try:

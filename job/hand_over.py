@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 # vLLM runs together by default. On CPUs, where it is slow, half as many.
 _ROWS_IN_FLIGHT = {"gpu": 4096, "cpu": 512}
 _ROUNDS_IN_FLIGHT = 4
-# Blocks may have a tenth more rows than meant: the replica that is ready first would have more than its part of them.
+# Of more rows than the replicas have at once, a block may have a tenth more than meant: the replica that is ready first
+# would have more than its part of them.
 _SURE_SHARE = 0.9
+_MOST_EQUAL_BYTES = 64 << 20  # that are cut again into equal pieces, once they are all read
 _MIN_BLOCKS_IN_FLIGHT, _MAX_BLOCKS_IN_FLIGHT = 3, 64
 # Each batch is two calls to the board; Ray Data runs at most four batches of a block at a time.
 BATCHES_PER_BLOCK = 2
@@ -54,18 +56,45 @@ def rows_at_once(spec: JobSpec, device: str, num_rows: int) -> int:
     return rows if spec.max_replicas == 1 else min(rows, -(-num_rows // spec.max_replicas))
 
 
-def pool(spec: JobSpec, rows: int, rows_per_block: int) -> dict[str, Any]:
-    """How many replicas, and how many blocks each should have at once, as arguments of `map_batches`.
+def equal_blocks(spec: JobSpec, device: str, num_rows: int, row_bytes: int) -> int | None:
+    """Blocks for each of several replicas, if all rows can be with them at once: then each gets the same part.
+
+    What is handed over later is late: where the longest go first, the first block is over when nearly all rows are. So
+    these are cut by their number, not by their bytes. On CPUs replicas and this cutting would wait for one another.
+
+    Args:
+        spec: the job.
+        device: `gpu` or `cpu`, as placed.
+        num_rows: of the input that are left, about.
+        row_bytes: of one of them, about.
+
+    Returns:
+        None where there is one replica, or a number that changes, or more rows than that; and on CPUs.
+    """
+    if device != "gpu" or spec.max_replicas == 1 or isinstance(spec.replicas, ReplicaRange):
+        return None
+    share = -(-num_rows // spec.max_replicas)
+    if share > rows_at_once(spec, device, num_rows) or num_rows * row_bytes > _MOST_EQUAL_BYTES:
+        return None
+    return max(1, min(_BLOCKS_ALONE, share // spec.batch_size))
+
+
+def blocks_at_once(spec: JobSpec, rows: int, rows_per_block: int) -> int:
+    """Blocks that each replica should have at once, where they are not cut equally.
 
     Args:
         spec: the job.
         rows: by `rows_at_once`.
         rows_per_block: by `block_rows`.
     """
+    share = rows if spec.max_replicas == 1 else math.ceil(rows * _SURE_SHARE)
+    return max(_MIN_BLOCKS_IN_FLIGHT, min(_MAX_BLOCKS_IN_FLIGHT, -(-share // rows_per_block)))
+
+
+def pool(spec: JobSpec, blocks: int) -> dict[str, Any]:
+    """How many replicas, and how many blocks each has at once, as arguments of `map_batches`."""
     from ray.data import ActorPoolStrategy  # noqa: PLC0415  # the laptop imports this module without Ray
 
-    share = rows if spec.max_replicas == 1 else math.ceil(rows * _SURE_SHARE)
-    blocks = max(_MIN_BLOCKS_IN_FLIGHT, min(_MAX_BLOCKS_IN_FLIGHT, -(-share // rows_per_block)))
     if isinstance(spec.replicas, ReplicaRange):
         size = {"min_size": spec.replicas.min, "max_size": spec.replicas.max}  # it grows by what waits at replicas
     else:

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import ray
@@ -91,7 +92,7 @@ class Sharer(Replica):
 
 
 def carry_out(folder, predictor, **changes):
-    """What the rows of a job in that folder say, each thing once, and their number."""
+    """What the rows of a job in that folder say, each thing once, and how many say it."""
     (folder / "in").mkdir(parents=True)
     for number in range(8):
         (folder / "in" / f"{number}.txt").write_text("a prompt\n" * 4)
@@ -100,18 +101,18 @@ def carry_out(folder, predictor, **changes):
     import pyarrow.parquet as pq
 
     rows = [row for part in (folder / "out/data").iterdir() for row in pq.read_table(part).to_pylist()]
-    told = {row["generated_text"] for row in rows}
-    return sorted(map(json.loads, told), key=str), len(rows)
+    told = Counter(row["generated_text"] for row in rows)
+    return sorted(map(json.loads, told), key=str), list(told.values())
 
 
 def main():
     folder = Path(sys.argv[1])
     ray.init("local", num_cpus=8, num_gpus=4, include_dashboard=False, log_to_driver=False)
-    told, num_rows = carry_out(folder / "groups", Replica, engine={"tensor_parallel_size": 2}, replicas=REPLICAS)
+    told, rows = carry_out(folder / "groups", Replica, engine={"tensor_parallel_size": 2}, replicas=REPLICAS)
     states = [group["state"] for group in placement_group_table().values()]
-    shared, num_shared = carry_out(folder / "shared", Sharer, resources={"engines_per_gpu": 2})
+    shared, rows_shared = carry_out(folder / "shared", Sharer, resources={"engines_per_gpu": 2})
     states += [group["state"] for group in placement_group_table().values()][len(states) :]
-    result = {"rows": num_rows, "told": told, "states": states, "shared": shared, "rows_shared": num_shared}
+    result = {"rows": rows, "told": told, "states": states, "shared": shared, "rows_shared": rows_shared}
     print(json.dumps(result))
 
 

@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rayferry.job.hand_over import block_rows, rows_at_once
+from rayferry.job.hand_over import block_rows, blocks_at_once, equal_blocks, rows_at_once
 from rayferry.job.hand_over import pool as pool_of
 
 
@@ -53,11 +53,32 @@ def test_a_replica_has_enough_rows_and_no_more_than_its_part(make_spec, changes,
     ],
 )
 def test_ray_sends_a_replica_no_more_blocks_than_it_works_on(make_spec, replicas, rows, rows_per_block, expected):
-    pool = pool_of(make_spec(replicas=replicas), rows, rows_per_block)["compute"]
+    spec = make_spec(replicas=replicas)
+    pool = pool_of(spec, blocks_at_once(spec, rows, rows_per_block))["compute"]
     told = (pool.min_size, pool.max_size, pool.max_concurrent_calls_per_actor, pool.max_tasks_in_flight_per_actor)
     assert told == (replicas, replicas, expected, expected)
 
 
 def test_a_pool_that_grows_does_so_by_the_blocks_that_wait(make_spec):
-    pool = pool_of(make_spec(replicas={"min": 1, "max": 4}), 5 * 32, 32)["compute"]
+    pool = pool_of(make_spec(replicas={"min": 1, "max": 4}), 5)["compute"]
     assert (pool.min_size, pool.max_size, pool.max_tasks_in_flight_per_actor) == (1, 4, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "device", "num_rows", "row_bytes", "expected"),
+    [
+        pytest.param({"replicas": 2}, "gpu", 4000, 1000, 16, id="all rows at once"),
+        pytest.param({"replicas": 2}, "gpu", 8192, 1000, 16, id="the most that are"),
+        pytest.param({"replicas": 2}, "gpu", 8193, 1000, None, id="more than that"),
+        pytest.param({"replicas": 4}, "gpu", 600, 1000, 4, id="no less than a batch"),
+        pytest.param({"replicas": 4}, "gpu", 3, 1000, 1, id="hardly any"),
+        pytest.param({"replicas": 2}, "gpu", 4000, 1 << 20, None, id="more bytes than are put together"),
+        pytest.param({"replicas": 1}, "gpu", 4000, 1000, None, id="one replica"),
+        pytest.param({"replicas": {"min": 2, "max": 4}}, "gpu", 4000, 1000, None, id="a number that changes"),
+        pytest.param({"replicas": 2}, "cpu", 500, 1000, None, id="CPUs"),
+    ],
+)
+def test_replicas_get_equal_parts_of_rows_that_can_be_with_them_at_once(
+    make_spec, changes, device, num_rows, row_bytes, expected
+):
+    assert equal_blocks(make_spec(**changes), device, num_rows, row_bytes) == expected

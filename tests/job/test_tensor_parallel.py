@@ -23,7 +23,7 @@ def outcome(tmp_path_factory):
 
 
 def test_every_row_is_answered_though_a_replica_died(outcome):
-    assert outcome["rows"] == 32
+    assert sum(outcome["rows"]) == 32
 
 
 def test_every_replica_has_a_group_of_its_own(outcome):
@@ -49,6 +49,12 @@ def test_all_groups_are_removed_at_the_end(outcome):
 
 def test_engines_that_share_a_gpu_are_two_processes_on_one_of_them(outcome):
     first, second = outcome["shared"]
-    assert (first["gpus"], second["gpus"], outcome["rows_shared"]) == (0.5, 0.5, 32)
+    assert (first["gpus"], second["gpus"]) == (0.5, 0.5)
     assert first["pid"] != second["pid"]
     assert first["which"] == second["which"]
+
+
+def test_replicas_get_the_same_part_of_few_rows(outcome):
+    first, second = outcome["rows_shared"]
+    assert first + second == 32
+    assert abs(first - second) <= 2  # fourteen pieces, as the rows were estimated, cannot all have as many
