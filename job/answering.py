@@ -39,19 +39,17 @@ def share(spec: JobSpec, placement: Placement, num_rows: int) -> tuple[JobSpec, 
     return sharing.with_engines(spec, number), placement.shared(number)
 
 
-def set_up_ray_data(block_bytes: int, replicas: int) -> None:
-    """Sets what of Ray Data this driver uses.
-
-    Args:
-        block_bytes: of the blocks that go to replicas.
-        replicas: the most there may be.
-    """
+def set_up_ray_data(spec: JobSpec, found: "Input", device: str, num_rows: int) -> None:
+    """Sets what of Ray Data this driver uses, before the dataset is made; `num_rows`: still to do."""
     from ray.data import DataContext, ExecutionResources
 
     context = DataContext.get_current()
+    block_bytes, waiting = hand_over.MAX_BLOCK_BYTES, None
+    if hand_over.equal_blocks(spec, device, num_rows, found.row_bytes) is None:
+        block_bytes = hand_over.block_rows(spec, found) * found.row_bytes
+        # else reading runs ahead until it fills a share of the object store, however large that is
+        waiting = max(_LEAST_WAITING_BYTES, _BLOCKS_WAITING_PER_REPLICA * spec.max_replicas * block_bytes)
     context.target_max_block_size = block_bytes
-    # else reading runs ahead until it fills a share of the object store, however large that is
-    waiting = max(_LEAST_WAITING_BYTES, _BLOCKS_WAITING_PER_REPLICA * replicas * block_bytes)
     context.execution_options.resource_limits = ExecutionResources(object_store_memory=waiting)
     context.execution_no_progress_timeout_s = -1  # waiting for nodes, or for a model, is no fault; `timeout` bounds it
     context.enable_progress_bars = False

@@ -16,7 +16,7 @@ _ROUNDS_IN_FLIGHT = 4
 # Of more rows than the replicas have at once, a block may have a tenth more than meant: the replica that is ready first
 # would have more than its part of them.
 _SURE_SHARE = 0.9
-_MOST_EQUAL_BYTES = 64 << 20  # that are cut again into equal pieces, once they are all read
+_MOST_EQUAL_BYTES = 32 << 20  # that are cut again into equal pieces, once they are all read
 _MIN_BLOCKS_IN_FLIGHT, _MAX_BLOCKS_IN_FLIGHT = 3, 64
 # Each batch is two calls to the board; Ray Data runs at most four batches of a block at a time.
 BATCHES_PER_BLOCK = 2
@@ -25,7 +25,7 @@ _BLOCKS_ALONE, _BLOCKS_PER_REPLICA = 16, 64
 _MAX_ROWS_PER_BLOCK = 12_288
 _MAX_TOKENS_PER_BLOCK = 1 << 18  # to be generated; it bounds what is lost with a replica
 _UNLIMITED_ANSWER_TOKENS = 1024  # taken for an answer without max_tokens
-_MAX_BLOCK_BYTES = 16 << 20
+MAX_BLOCK_BYTES = 16 << 20
 
 
 def block_rows(spec: JobSpec, found: "Input") -> int:
@@ -35,15 +35,16 @@ def block_rows(spec: JobSpec, found: "Input") -> int:
     the work in them allows.
     """
     num_blocks = _BLOCKS_ALONE if spec.max_replicas == 1 else spec.max_replicas * _BLOCKS_PER_REPLICA
-    most = min(_MAX_ROWS_PER_BLOCK, _MAX_BLOCK_BYTES // found.row_bytes)
-    if spec.task in GENERATING:
-        most = min(most, max(spec.batch_size, _MAX_TOKENS_PER_BLOCK // _answer_tokens(spec)))
-    return max(1, min(max(spec.batch_size, found.num_rows // num_blocks), most))
+    return min(max(spec.batch_size, found.num_rows // num_blocks), _most_rows(spec, found.row_bytes))
 
 
-def _answer_tokens(spec: JobSpec) -> int:
-    """The most tokens that are generated for one row."""
-    return (spec.sampling.max_tokens or _UNLIMITED_ANSWER_TOKENS) * (spec.sampling.n or 1)
+def _most_rows(spec: JobSpec, row_bytes: int) -> int:
+    """The most rows for a block, by their bytes and by the work in them."""
+    most = max(1, min(_MAX_ROWS_PER_BLOCK, MAX_BLOCK_BYTES // row_bytes))
+    if spec.task not in GENERATING:
+        return most
+    tokens = (spec.sampling.max_tokens or _UNLIMITED_ANSWER_TOKENS) * (spec.sampling.n or 1)
+    return min(most, max(spec.batch_size, _MAX_TOKENS_PER_BLOCK // tokens))
 
 
 def rows_at_once(spec: JobSpec, device: str, num_rows: int) -> int:
@@ -69,14 +70,15 @@ def equal_blocks(spec: JobSpec, device: str, num_rows: int, row_bytes: int) -> i
         row_bytes: of one of them, about.
 
     Returns:
-        None where there is one replica, or a number that changes, or more rows than that; and on CPUs.
+        None where there is one replica, or a number that changes, more rows than that, or hardly any; and on CPUs.
     """
     if device != "gpu" or spec.max_replicas == 1 or isinstance(spec.replicas, ReplicaRange):
         return None
     share = -(-num_rows // spec.max_replicas)
-    if share > rows_at_once(spec, device, num_rows) or num_rows * row_bytes > _MOST_EQUAL_BYTES:
+    is_all = share <= rows_at_once(spec, device, num_rows) and num_rows * row_bytes <= _MOST_EQUAL_BYTES
+    if share < spec.batch_size or not is_all:
         return None
-    return max(1, min(_BLOCKS_ALONE, share // spec.batch_size))
+    return -(-share // min(max(spec.batch_size, -(-share // _BLOCKS_ALONE)), _most_rows(spec, row_bytes)))
 
 
 def blocks_at_once(spec: JobSpec, rows: int, rows_per_block: int) -> int:
