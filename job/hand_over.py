@@ -70,7 +70,8 @@ def equal_blocks(spec: JobSpec, device: str, num_rows: int, row_bytes: int) -> i
         row_bytes: of one of them, about.
 
     Returns:
-        None where there is one replica, or a number that changes, more rows than that, or hardly any; and on CPUs.
+        None where there is one replica, or a number that changes, more rows than that, hardly any, or too many pieces;
+        and on CPUs.
     """
     if device != "gpu" or spec.max_replicas == 1 or isinstance(spec.replicas, ReplicaRange):
         return None
@@ -78,7 +79,8 @@ def equal_blocks(spec: JobSpec, device: str, num_rows: int, row_bytes: int) -> i
     is_all = share <= rows_at_once(spec, device, num_rows) and num_rows * row_bytes <= _MOST_EQUAL_BYTES
     if share < spec.batch_size or not is_all:
         return None
-    return -(-share // min(max(spec.batch_size, -(-share // _BLOCKS_ALONE)), _most_rows(spec, row_bytes)))
+    blocks = -(-share // min(max(spec.batch_size, -(-share // _BLOCKS_ALONE)), _most_rows(spec, row_bytes)))
+    return blocks if blocks <= _MAX_BLOCKS_IN_FLIGHT else None
 
 
 def blocks_at_once(spec: JobSpec, rows: int, rows_per_block: int) -> int:

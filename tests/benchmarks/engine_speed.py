@@ -308,7 +308,7 @@ def compare(folder, name):
             value = "start_s"
             stack.enter_context(_head())
             run(f"bare:{folder}/{workload_}")  # the caches of both
-        elif name.startswith("replicas"):  # else the first side compiles kernels for both: five seconds of 46
+        elif name.startswith("replicas"):  # the same
             run(f"rayferry:{folder}/{workload_.partition(':')[0]}:512:{sides[0].partition(' ')[2]}")
         for side in sides:
             kind, _, settings = side.partition(" ")

@@ -75,6 +75,7 @@ def test_a_pool_that_grows_does_so_by_the_blocks_that_wait(make_spec):
         pytest.param({"replicas": 2, "batch_size": 1}, "gpu", 1, 32 << 20, 1, id="a large row"),
         pytest.param({"replicas": 4}, "gpu", 0, 1000, None, id="nobody knows how many"),
         pytest.param({"replicas": 2, "sampling": {"max_tokens": 4096}}, "gpu", 8000, 1000, 63, id="long answers"),
+        pytest.param({"replicas": 2, "sampling": {"max_tokens": 8192}}, "gpu", 8000, 1000, None, id="too long ones"),
         pytest.param({"replicas": 2}, "gpu", 4000, 1 << 20, None, id="more bytes than are put together"),
         pytest.param({"replicas": 1}, "gpu", 4000, 1000, None, id="one replica"),
         pytest.param({"replicas": {"min": 2, "max": 4}}, "gpu", 4000, 1000, None, id="a number that changes"),
