@@ -39,17 +39,15 @@ def share(spec: JobSpec, placement: Placement, num_rows: int) -> tuple[JobSpec, 
     return sharing.with_engines(spec, number), placement.shared(number)
 
 
-def set_up_ray_data(spec: JobSpec, found: "Input", device: str, num_rows: int) -> None:
-    """Sets what of Ray Data this driver uses, before the dataset is made; `num_rows`: still to do."""
+def set_up_ray_data(pieces: hand_over.Pieces, replicas: int) -> None:
+    """Sets what of Ray Data this driver uses, before the dataset is made; `replicas`: the most there may be."""
     from ray.data import DataContext, ExecutionResources
 
     context = DataContext.get_current()
-    block_bytes, waiting = hand_over.MAX_BLOCK_BYTES, None
-    if hand_over.equal_blocks(spec, device, num_rows, found.row_bytes) is None:
-        block_bytes = hand_over.block_rows(spec, found) * found.row_bytes
-        # else reading runs ahead until it fills a share of the object store, however large that is
-        waiting = max(_LEAST_WAITING_BYTES, _BLOCKS_WAITING_PER_REPLICA * spec.max_replicas * block_bytes)
-    context.target_max_block_size = block_bytes
+    context.target_max_block_size = pieces.num_bytes
+    waiting = None
+    if pieces.equal is None:  # else they are few; reading runs ahead until it fills a share of the object store
+        waiting = max(_LEAST_WAITING_BYTES, _BLOCKS_WAITING_PER_REPLICA * replicas * pieces.num_bytes)
     context.execution_options.resource_limits = ExecutionResources(object_store_memory=waiting)
     context.execution_no_progress_timeout_s = -1  # waiting for nodes, or for a model, is no fault; `timeout` bounds it
     context.enable_progress_bars = False
@@ -63,7 +61,7 @@ def answer(  # noqa: PLR0913  # what it brings together
     spec: JobSpec,
     found: "Input",
     dataset: "Dataset",
-    num_rows: int,
+    pieces: hand_over.Pieces,
     *,
     predictor: type | None,
     placement: Placement,
@@ -76,14 +74,8 @@ def answer(  # noqa: PLR0913  # what it brings together
     from rayferry.job.predictor import LLMPredictor
 
     groups = ReplicaGroups(placement.bundles, placement.engines_per_gpu)
-    rows_per_block = hand_over.block_rows(spec, found)
-    rows_at_once = hand_over.rows_at_once(spec, placement.device, num_rows)
-    blocks = hand_over.equal_blocks(spec, placement.device, num_rows, found.row_bytes)
-    if blocks is None:
-        blocks = hand_over.blocks_at_once(spec, rows_at_once, rows_per_block)
-    else:
-        dataset = dataset.repartition(blocks * spec.max_replicas)
-        rows_per_block = num_rows // (blocks * spec.max_replicas)
+    if pieces.equal is not None:
+        dataset = dataset.repartition(pieces.equal)
     dataset = dataset.map_batches(
         predictor or LLMPredictor,
         fn_constructor_kwargs={
@@ -91,12 +83,12 @@ def answer(  # noqa: PLR0913  # what it brings together
             "device": placement.device,
             "progress": board,
             "openai": found.openai,
-            "all_here": num_rows <= rows_at_once * spec.min_replicas,
+            "all_here": pieces.all_here,
         },
-        batch_size=max(1, rows_per_block // hand_over.BATCHES_PER_BLOCK),
+        batch_size=max(1, pieces.rows // hand_over.BATCHES_PER_BLOCK),
         batch_format="pyarrow",
         ray_remote_args_fn=groups.as_remote_args_fn() if placement.bundles else None,
-        **hand_over.pool(spec, blocks),
+        **hand_over.pool(spec, pieces.at_once),
         **placement.actor_args,
     )
     try:

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rayferry.job.spec import GENERATING, JobSpec, ReplicaRange
 
@@ -25,7 +25,37 @@ _BLOCKS_ALONE, _BLOCKS_PER_REPLICA = 16, 64
 _MAX_ROWS_PER_BLOCK = 12_288
 _MAX_TOKENS_PER_BLOCK = 1 << 18  # to be generated; it bounds what is lost with a replica
 _UNLIMITED_ANSWER_TOKENS = 1024  # taken for an answer without max_tokens
-MAX_BLOCK_BYTES = 16 << 20
+_MAX_BLOCK_BYTES = 16 << 20
+
+
+class Pieces(NamedTuple):
+    """How the rows of a run go to its replicas.
+
+    Attributes:
+        rows: of a block, about.
+        num_bytes: at which Ray Data begins a new block.
+        at_once: blocks that each replica has at once.
+        equal: blocks that all rows are cut into again once they are read; None where they go over as they are read.
+        all_here: all rows are with the replicas at once.
+    """
+
+    rows: int
+    num_bytes: int
+    at_once: int
+    equal: int | None
+    all_here: bool
+
+
+def pieces(spec: JobSpec, found: "Input", device: str, num_rows: int) -> Pieces:
+    """How the rows that are still to do, about `num_rows`, go to replicas on a device, `gpu` or `cpu`."""
+    at_once = rows_at_once(spec, device, num_rows)
+    all_here = num_rows <= at_once * spec.min_replicas
+    blocks = equal_blocks(spec, device, num_rows, found.row_bytes)
+    if blocks is not None:
+        equal = blocks * spec.max_replicas
+        return Pieces(num_rows // equal, _MAX_BLOCK_BYTES, blocks, equal, all_here)  # its answers stay one block
+    rows = block_rows(spec, found)
+    return Pieces(rows, rows * found.row_bytes, blocks_at_once(spec, at_once, rows), None, all_here)
 
 
 def block_rows(spec: JobSpec, found: "Input") -> int:
@@ -40,7 +70,7 @@ def block_rows(spec: JobSpec, found: "Input") -> int:
 
 def _most_rows(spec: JobSpec, row_bytes: int) -> int:
     """The most rows for a block, by their bytes and by the work in them."""
-    most = max(1, min(_MAX_ROWS_PER_BLOCK, MAX_BLOCK_BYTES // row_bytes))
+    most = max(1, min(_MAX_ROWS_PER_BLOCK, _MAX_BLOCK_BYTES // row_bytes))
     if spec.task not in GENERATING:
         return most
     tokens = (spec.sampling.max_tokens or _UNLIMITED_ANSWER_TOKENS) * (spec.sampling.n or 1)

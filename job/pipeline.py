@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from rayferry.job import RAY_FLOOR, answering, identity, nodes, storage, telling, weights
+from rayferry.job import RAY_FLOOR, answering, hand_over, identity, nodes, storage, telling, weights
 from rayferry.job.earlier import NOTHING_EARLIER, Earlier, attempt_number
 from rayferry.job.errors import JobError, TornError, root_line
 from rayferry.job.layout import Layout
@@ -138,13 +138,14 @@ def _run(
     _go_on(board, done, found)
     num_left = done.num_left(found.files, found.num_rows)
     fleet, placement = answering.share(spec, placement, num_left)
-    answering.set_up_ray_data(fleet, found, placement.device, num_left)
+    pieces = hand_over.pieces(fleet, found, placement.device, num_left)
+    answering.set_up_ray_data(pieces, fleet.max_replicas)
     dataset = source.read(spec, found, board, _repeated_ids(spec, found), done)
     if dataset is not None:
         save_files = functools.partial(checkpoint.save_files, layout, done.attempts[-1])
         with reporter.Reporter(board, layout.progress_uri, len(found.files), spec.output.preview_rows, save_files):
             answering.answer(
-                fleet, found, dataset, num_left, predictor=predictor, placement=placement, board=board, parts=parts
+                fleet, found, dataset, pieces, predictor=predictor, placement=placement, board=board, parts=parts
             )
     now = ray.get(board.snapshot.remote())
     _conclude(layout, now, parts, done)
