@@ -41,11 +41,10 @@ def load(spec: JobSpec, device: str) -> GeneratingEngine | PoolingEngine:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, min(4, memory // (4 * _GIB)))))
-    elif spec.engine.world_size == 1:
-        options |= sharing.share_of_memory(spec)
     else:
-        # Workers of the engine are Ray actors in this replica's placement group.
-        options.setdefault("distributed_executor_backend", "ray")
+        options |= sharing.share_of_memory(spec)
+        if spec.engine.world_size > 1:
+            options["distributed_executor_backend"] = "mp"  # the GPUs are this process's; vLLM would take Ray's workers
     if spec.task not in GENERATING:
         options.setdefault("runner", "pooling")
     if (known := arguments.known()) is not None:
@@ -54,7 +53,7 @@ def load(spec: JobSpec, device: str) -> GeneratingEngine | PoolingEngine:
     if adapters:
         options = {"enable_lora": True, "max_lora_rank": _rank(adapters.values())} | options
     model = weights.local_folder(spec.model)
-    context = serve() if _has_own_process(spec, device, options) else None
+    context = serve() if _has_own_process(device, options) else None
     try:
         import vllm  # noqa: PLC0415  # only the cluster's nodes have it, and it takes seconds
     except ImportError as error:
@@ -74,10 +73,9 @@ def load(spec: JobSpec, device: str) -> GeneratingEngine | PoolingEngine:
     return kind(llm, spec, adapters, device)
 
 
-def _has_own_process(spec: JobSpec, device: str, options: Mapping[str, Any]) -> bool:
+def _has_own_process(device: str, options: Mapping[str, Any]) -> bool:
     """True if vLLM will spawn one process for the engine, and does nothing of its own with how."""
-    is_spawned = os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") != "0" and not options.get("numa_bind")
-    return device == "gpu" and spec.engine.world_size == 1 and is_spawned
+    return device == "gpu" and os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") != "0" and not options.get("numa_bind")
 
 
 def is_about_memory(reason: str) -> bool:

@@ -79,18 +79,21 @@ class Placement:
         if self.device != "gpu" or engines_per_gpu == 1:
             return self
         args = {name: value for name, value in self.actor_args.items() if name != "accelerator_type"}
-        kind = self.actor_args.get("accelerator_type")
-        bundle: dict[str, float] = {"GPU": 1} | ({ACCELERATOR_PREFIX + kind: 0.001} if kind else {})
+        bundle = _bundle(1, self.actor_args.get("accelerator_type"))
         share = args | {"num_gpus": 1 / engines_per_gpu}
         return replace(self, actor_args=share, bundles=[bundle], engines_per_gpu=engines_per_gpu)
+
+
+def _bundle(num_gpus: int, kind: str | None) -> dict[str, float]:
+    return {"GPU": num_gpus} | ({ACCELERATOR_PREFIX + kind: 0.001} if kind else {})
 
 
 def plan(spec: JobSpec, nodes: Sequence[Node], *, autoscaling: bool, most: Sequence[Node] | None = None) -> Placement:
     """Chooses GPUs or CPUs for the replicas, and refuses what can never be scheduled.
 
-    One GPU a replica: `num_gpus=1`, and no CPU, of which Ray Data would take one that reading needs. More:
-    `num_gpus=0` for the actor and a placement group of one bundle per worker, all on one node. No GPU: a share of a
-    node's CPUs.
+    One GPU a replica: `num_gpus=1`, and no CPU, of which Ray Data would take one that reading needs. More: so many for
+    the actor, whose engine's workers are processes of its own, and a placement group for them, on one node. No GPU: a
+    share of a node's CPUs.
 
     Args:
         spec: the job.
@@ -123,10 +126,7 @@ def plan(spec: JobSpec, nodes: Sequence[Node], *, autoscaling: bool, most: Seque
     note = "" if has_gpus else "no node has a GPU yet: waiting for the autoscaler (resources.device: cpu takes CPUs)"
     if size == 1:
         return Placement("gpu", {"num_cpus": 0, "num_gpus": 1} | extra, note=note, is_certain=is_certain)
-    bundle: dict[str, float] = {"GPU": 1, "CPU": 1}
-    if kind:
-        bundle[ACCELERATOR_PREFIX + kind] = 0.001
-    return Placement("gpu", {"num_gpus": 0}, [bundle] * size, note, is_certain)
+    return Placement("gpu", {"num_cpus": 0, "num_gpus": size}, [_bundle(size, kind)], note, is_certain)
 
 
 def _check_room(spec: JobSpec, nodes: Sequence[Node]) -> None:
@@ -244,29 +244,10 @@ def _check_gpus(spec: JobSpec, nodes: Sequence[Node]) -> None:
             f"the cluster has room for {places}; {_lower(spec, places)}, or add nodes"
         )
         raise JobError(msg)
-    if size == 1:
-        return
-    beside = sum(int(min(node.num_gpus, node.num_cpus) // size) for node in fit)
-    num_cpus = sum(node.num_cpus for node in nodes)
-    places = min(beside, int((num_cpus - 1) // size))
-    if beside < spec.min_replicas:
-        msg = (
-            f"each of a replica's {size} GPUs needs a CPU beside it on the same node, and the nodes have too few CPUs; "
-            f"{_lower(spec, places)}, or use nodes with more CPUs"
-        )
-        raise JobError(msg)
-    if num_cpus < spec.min_replicas * size + 1:
-        msg = (
-            f"{spec.min_replicas * size + 1} CPUs are needed (one beside each GPU and one to read and write), "
-            f"the cluster has {num_cpus:g}; {_lower(spec, places)}, or add nodes"
-        )
-        raise JobError(msg)
 
 
 def _lower(spec: JobSpec, places: int) -> str:
     """What to change, as the job file has it, so that the replicas fit."""
-    if places < 1:
-        return f"lower {_parallel(spec)}"
     return f"set {'replicas.min' if isinstance(spec.replicas, ReplicaRange) else 'replicas'}: {places}"
 
 

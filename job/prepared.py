@@ -1,4 +1,4 @@
-"""Lets vLLM's own process begin with vllm imported."""
+"""Lets vLLM's own processes begin with vllm imported, and end with the replica."""
 
 import multiprocessing
 import os
@@ -6,14 +6,39 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing.context import BaseContext, ForkServerContext, ForkServerProcess
+from multiprocessing.context import BaseContext, ForkContext, ForkProcess, ForkServerContext, ForkServerProcess
 
 # What the engine's process imports, which takes it as long as the replica's own process.
 ENGINE_MODULES = ("vllm.v1.engine.core", "vllm.v1.worker.gpu_worker", "vllm.model_executor.models")
+# How the engine's process starts its workers, where it has several GPUs.
+_METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class _Worker(ForkProcess):
+    """A forked process that does not outlive the one that forks it."""
+
+    def run(self) -> None:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        super().run()
+
+
+class _WorkerContext(ForkContext):
+    Process = _Worker
 
 
 class _Process(ForkServerProcess):
-    """A process that has the environment of the one that starts it, as a spawned one has, and does not outlive it."""
+    """A process that has the environment of the one that starts it, as a spawned one has, and does not outlive it.
+
+    What it forks does not outlive it either. In a Ray actor, where Ray has threads, vLLM forbids itself to fork by a
+    variable that this process would inherit; it is no actor.
+    """
 
     _environment: dict[str, str]
 
@@ -22,17 +47,15 @@ class _Process(ForkServerProcess):
         super().start()
 
     def run(self) -> None:
+        method = os.environ.get(_METHOD)  # of the server, which started before vLLM put its own there
         os.environ.clear()
         os.environ.update(self._environment)
+        os.environ.pop(_METHOD, None)
+        if method is not None:
+            os.environ[_METHOD] = method
         threading.Thread(target=_end_with_parent, daemon=True).start()
+        _give("fork", _WorkerContext())
         super().run()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class _Context(ForkServerContext):
@@ -62,12 +85,19 @@ def in_place_of_spawn(context: BaseContext | None) -> Iterator[None]:
     What is imported within it may keep that for good: import before.
     """
     its = multiprocessing.get_context
-
-    def get_context(method: str | None = None) -> BaseContext:
-        return context if context is not None and method == "spawn" else its(method)
-
-    multiprocessing.get_context = get_context  # type: ignore[assignment]
+    if context is not None:
+        _give("spawn", context)
     try:
         yield
     finally:
         multiprocessing.get_context = its
+
+
+def _give(name: str, context: BaseContext) -> None:
+    """From now on `multiprocessing.get_context(name)` is this one."""
+    its = multiprocessing.get_context
+
+    def get_context(method: str | None = None) -> BaseContext:
+        return context if method == name else its(method)
+
+    multiprocessing.get_context = get_context  # type: ignore[assignment]

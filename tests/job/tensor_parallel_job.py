@@ -1,7 +1,6 @@
 """Runs the pipeline with tensor_parallel_size=2 and two replicas on a Ray of its own with four logical GPUs.
 
-Each replica has two workers that hold its GPUs, as vLLM has, and one replica's process ends in its first batch. Then it
-runs once more with two engines that share one GPU.
+One replica's process ends in its first batch. Then it runs once more with two engines that share one GPU.
 
 usage: tensor_parallel_job.py FOLDER    prints one JSON line: what each replica saw, and the groups left at the end
 """
@@ -25,23 +24,12 @@ REPLICAS = 2
 WAIT_S = 60.0
 
 
-@ray.remote(num_gpus=1, num_cpus=0)
-class Worker:
-    """Holds a GPU of its replica's group."""
-
-    def ping(self):
-        return True
-
-
 class Replica:
     """Answers nothing but where it runs, and that only once the other replica has come to a batch, too."""
 
     def __init__(self, spec, device, progress, openai, **_options):
         self._answers = Answers(spec, openai=openai)
-        self._engine = spec.engine.tensor_parallel_size
         self._folder = Path(spec.output.uri).parent
-        self._workers = [Worker.remote() for _ in range(self._engine)]
-        ray.get([worker.ping.remote() for worker in self._workers])  # the GPUs of a process that died are free again
         progress.replica_ready.remote(load_s=0.0, vllm="none")
 
     def _num_answering(self):
@@ -58,13 +46,11 @@ class Replica:
             await asyncio.sleep(0.1)
         group = get_current_placement_group()
         seen = placement_group_table(group)
-        context = ray.get_runtime_context()
         told = {
             "group": group.id.hex(),
             "bundles": list(seen["bundles"].values()),
             "strategy": seen["strategy"],
-            "captures_children": context.should_capture_child_tasks_in_placement_group,
-            "gpus_of_the_actor": context.get_assigned_resources().get("GPU", 0),
+            "gpus": ray.get_gpu_ids(),
         }
         answered = self._answers.add_to(table, [None] * table.num_rows)
         index = answered.schema.get_field_index("generated_text")

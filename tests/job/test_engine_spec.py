@@ -30,6 +30,7 @@ def test_a_key_that_vllm_has_is_not_taken_for_a_misspelt_one(make_spec, key):
         ({"hf_token": "x"}, "'hf_token': a secret has no place in a job file"),
         ({"hub_api_key": "x"}, "'hub_api_key': a secret has no place in a job file"),
         ({"max_num_seqs": 0}, "engine.max_num_seqs: 0: "),
+        ({"distributed_executor_backend": "ray"}, "'distributed_executor_backend': only 'mp' is supported"),
     ],
 )
 def test_an_argument_that_cannot_be_meant_is_refused(make_spec, options, said):

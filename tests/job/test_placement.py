@@ -47,9 +47,9 @@ def test_one_gpu_a_replica_is_asked_of_the_actor_itself(place):
     assert place([gpus(4)]) == Placement("gpu", {"num_cpus": 0, "num_gpus": 1})
 
 
-def test_several_gpus_a_replica_are_a_bundle_each_in_a_group(place):
+def test_several_gpus_a_replica_are_asked_of_the_actor_in_a_group_of_its_own(place):
     found = place([gpus(4)], engine={"tensor_parallel_size": 2, "pipeline_parallel_size": 2})
-    assert found == Placement("gpu", {"num_gpus": 0}, [{"GPU": 1, "CPU": 1}] * 4)
+    assert found == Placement("gpu", {"num_cpus": 0, "num_gpus": 4}, [{"GPU": 4}])
 
 
 def test_engines_that_share_a_gpu_each_ask_for_their_part_of_it(place):
@@ -74,9 +74,9 @@ def test_a_gpu_model_is_asked_of_the_actor(place):
     assert found.actor_args == {"num_cpus": 0, "num_gpus": 1, "accelerator_type": "H100"}
 
 
-def test_a_gpu_model_is_asked_of_every_bundle(place):
+def test_a_gpu_model_is_asked_of_the_group(place):
     found = place([gpus(2, kind=H100)], resources={"accelerator_type": "H100"}, engine={"tensor_parallel_size": 2})
-    assert found.bundles == [{"GPU": 1, "CPU": 1, "accelerator_type:H100": 0.001}] * 2
+    assert found.bundles == [{"GPU": 2, "accelerator_type:H100": 0.001}]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,6 @@ def test_a_cluster_that_can_grow_is_refused_nothing(place):
         ([gpus(3), gpus(3)], {"replicas": 3, "engine": {"tensor_parallel_size": 2}}, "room for 2"),
         ([gpus(4)], {"replicas": {"min": 5, "max": 9}}, "replicas=5"),
         ([gpus(4, kind=A10G)], {"resources": {"accelerator_type": "H100"}}, "choose one that the cluster has: A10G"),
-        ([gpus(2, num_cpus=2)], {"engine": {"tensor_parallel_size": 2}}, "3 CPUs are needed"),
         ([CPU_NODE], {"engine": {"tensor_parallel_size": 2}}, "needs GPUs, and no node has any"),
         (
             [CPU_NODE],
@@ -148,8 +147,6 @@ def test_a_cluster_that_can_grow_is_refused_nothing(place):
         ([CPU_NODE], {"engine": {"pipeline_parallel_size": 2}}, "x pipeline_parallel_size=2 needs GPUs"),
         ([gpus(4)], {"resources": {"device": "cpu"}, "engine": {"pipeline_parallel_size": 2}}, "device says cpu"),
         ([Node(2), Node(1)], {"replicas": 4}, "replicas=4 do not fit: each needs a CPU, and the cluster has 3"),
-        # each bundle needs a CPU beside its GPU, on one and the same node
-        ([gpus(4, num_cpus=2), Node(16)], {"engine": {"tensor_parallel_size": 4}}, "CPU"),
     ],
 )
 def test_what_can_never_be_scheduled_is_refused(place, nodes, changes, message):
@@ -167,9 +164,6 @@ TP2, TP4 = {"engine": {"tensor_parallel_size": 2}}, {"engine": {"tensor_parallel
         ([gpus(3)], {"replicas": 5}, "set replicas: 3", {"replicas": 3}),
         ([gpus(3), gpus(5)], {"replicas": 8} | TP2, "set replicas: 3", {"replicas": 3}),
         ([gpus(3)], {"replicas": {"min": 5, "max": 9}}, "set replicas.min: 3", {"replicas": {"min": 3, "max": 9}}),
-        ([gpus(8, num_cpus=5), Node(9)], {"replicas": 4} | TP2, "set replicas: 2", {"replicas": 2}),
-        ([gpus(8, num_cpus=8)], {"replicas": 4} | TP2, "set replicas: 3", {"replicas": 3}),
-        ([gpus(4, num_cpus=2), Node(16)], TP4, "lower tensor_parallel_size=4", TP2),
         ([gpus(2)], TP4, "lower it to 2 or less", TP2),
         ([Node(2), Node(1)], {"replicas": 4}, "set replicas: 3", {"replicas": 3}),
     ],

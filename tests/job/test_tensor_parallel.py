@@ -34,13 +34,15 @@ def test_no_more_groups_are_made_than_there_are_replicas(outcome):
     assert len(outcome["states"]) == 3  # one of them of the two engines that share a GPU
 
 
-def test_a_group_has_one_bundle_of_a_gpu_and_a_cpu_for_each_worker_on_one_node(outcome):
+def test_a_group_is_packed_on_one_node_and_has_the_gpus_of_one_replica(outcome):
     for told in outcome["told"]:
-        assert (told["strategy"], told["bundles"]) == ("STRICT_PACK", [{"CPU": 1.0, "GPU": 1.0}] * 2)
+        assert (told["strategy"], told["bundles"]) == ("STRICT_PACK", [{"GPU": 2.0}])
 
 
-def test_the_replicas_children_run_in_its_group_and_itself_takes_no_gpu(outcome):
-    assert [(told["captures_children"], told["gpus_of_the_actor"]) for told in outcome["told"]] == [(True, 0)] * 2
+def test_a_replica_has_all_of_its_gpus_and_no_other(outcome):
+    first, second = [told["gpus"] for told in outcome["told"]]
+    assert (len(first), len(second)) == (2, 2)
+    assert not {*first} & {*second}
 
 
 def test_all_groups_are_removed_at_the_end(outcome):
