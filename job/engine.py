@@ -42,6 +42,7 @@ def load(spec: JobSpec, device: str) -> GeneratingEngine | PoolingEngine:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, min(4, memory // (4 * _GIB)))))
     else:
+        os.environ.setdefault("TRITON_CACHE_DIR", _triton_cache())
         options |= sharing.share_of_memory(spec)
         if spec.engine.world_size > 1:
             options["distributed_executor_backend"] = "mp"  # the GPUs are this process's; vLLM would take Ray's workers
@@ -71,6 +72,16 @@ def load(spec: JobSpec, device: str) -> GeneratingEngine | PoolingEngine:
         raise EngineError(arguments.refused(error, options, str(vllm.__version__))) from error
     kind = GeneratingEngine if spec.task in GENERATING else PoolingEngine
     return kind(llm, spec, adapters, device)
+
+
+def _triton_cache() -> str:
+    """Where Triton keeps kernels by default, for all loads of a model on this node.
+
+    Where torch.compile compiles it has them put elsewhere, but not where it finds its own cache: the second load would
+    compile all of vLLM's kernels again, which takes some 20 s.
+    Source: torch/_inductor/runtime/triton_heuristics.py (2.11 and 2.13)
+    """
+    return str(Path(os.environ.get("TRITON_HOME", "~")).expanduser() / ".triton/cache")
 
 
 def _has_own_process(device: str, options: Mapping[str, Any]) -> bool:
