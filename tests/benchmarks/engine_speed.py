@@ -13,8 +13,9 @@ whose name has `shape` in it gets random weights. Every prompt has its own lengt
 sampled with temperature 0.8; `prefixes=64` puts one of so many long texts of `prefix_words` words before each, in
 random order. Output tokens a second, from the first engine that is ready to the last row in Parquet (bare: to the last
 answer in memory). `start_s` is from the start of the process to the first answer (bare: to the ready engine, or, with
-`first_token=1`, to a first token, before all others); the row `start` compares these; it starts a head of Ray on
-this machine and ends it. Before `start` and `replicas` there is a run that nobody counts.
+`first_token=1`, to a first token, before all others); the row `start` compares these, by the medians of three rounds;
+it starts a head of Ray on this machine and ends it. Before `start`, `replicas` and `tp` both sides run once uncounted:
+compiled graphs and kernels of a first run are found by the next one.
 """
 
 import json
@@ -24,9 +25,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import metadata
 from pathlib import Path
+from statistics import median
 
 WORDS = [
     "river",
@@ -49,6 +51,7 @@ WORDS = [
 ENGINE = {"max_model_len": 4096, "enable_prefix_caching": True, "seed": 0}
 SAMPLING = {"temperature": 0.8, "top_p": 0.95, "ignore_eos": True}
 FILES = 16
+_UNCOUNTED = 64  # prompts
 STARTED = time.time()
 # What is compared first, by the others; the aims are ratios of rayferry's speed to theirs, in their order.
 ROWS = {
@@ -302,19 +305,21 @@ def run(step):
 def compare(folder, name):
     """A row of the table: what each side came to, and the ratio to each of the others."""
     workload_, sides, aims = ROWS[name]
-    value, results = "tokens_per_s", []
-    with ExitStack() as stack:
-        if name == "start":
-            value = "start_s"
-            stack.enter_context(_head())
-            run(f"bare:{folder}/{workload_}")  # the caches of both
-        elif name.startswith("replicas"):  # the same
-            run(f"rayferry:{folder}/{workload_.partition(':')[0]}:512:{sides[0].partition(' ')[2]}")
-        for side in sides:
-            kind, _, settings = side.partition(" ")
-            settings = settings or ("batch=128,calls=16" if kind == "rayllm" else "")
-            results.append(run(f"{kind}:{folder}/{workload_}" + (f":{settings}" if settings else "")))
-    ours, *theirs = [result.get(value) for result in results]
+    is_start = name == "start"
+    value = "start_s" if is_start else "tokens_per_s"
+    steps = []
+    for side in sides:
+        kind, _, settings = side.partition(" ")
+        settings = settings or ("batch=128,calls=16" if kind == "rayllm" else "")
+        steps.append((kind, f":{settings}" if settings else ""))
+    with _head() if is_start else nullcontext():
+        if is_start or name.startswith(("replicas", "tp")):
+            for kind, settings in steps:
+                run(f"{kind}:{folder}/{workload_.partition(':')[0]}:{_UNCOUNTED}{settings}")
+        rounds = 3 if is_start else 1
+        results = [run(f"{kind}:{folder}/{workload_}{settings}") for kind, settings in steps * rounds]
+    sums = [[result.get(value) for result in results[at :: len(sides)]] for at in range(len(sides))]
+    ours, *theirs = [median(values) if all(values) else None for values in sums]
     ratios = [round(ours / other, 3) if ours and other else None for other in theirs]
     for side, ratio, aim in zip(sides[1:], ratios, aims, strict=True):
         print(f"RATIO {name}: {ratio} of {side} (the aim is {aim})", flush=True)

@@ -104,14 +104,14 @@ def plain(source, target):
     return time.monotonic() - start
 
 
-def rayferry(source, target, batch_size, num_rows):
-    """The whole job but for the engine."""
+def rayferry(source, target, batch_size, num_rows, max_tokens=1):
+    """The whole job but for the engine, which answers with one token, whatever `max_tokens` allows."""
     job = {
         "model": "none",
         "input": {"uri": str(source)},
         "output": {"uri": str(target), "rows_per_part": 20_000},
         "batch_size": batch_size,
-        "sampling": {"max_tokens": 1},  # as the stub answers
+        "sampling": {"max_tokens": max_tokens},
     }
     start = time.monotonic()
     manifest = pipeline.run(parse(job, "job"), "bench", predictor=Replica)
@@ -180,6 +180,7 @@ def main():
     parser.add_argument("--rows", type=int, nargs="+", default=[200_000])
     parser.add_argument("--chars", type=int, default=400)
     parser.add_argument("--batch-size", type=int, default=1024)
+    parser.add_argument("--max-tokens", type=int, default=1, help="as the job file has it; with --memory")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", action="store_true")
     options = parser.parse_args()
@@ -200,11 +201,13 @@ def main():
             write_rows(source, num_rows, options.chars)
             shape = f"rows={num_rows} chars={options.chars} batch_size={options.batch_size}"
             if options.memory:
+                shape += f" max_tokens={options.max_tokens}"
+                asked = (options.batch_size, num_rows, options.max_tokens)
                 if not peaks:
-                    rayferry(source, folder / "out", options.batch_size, num_rows)
+                    rayferry(source, folder / "out", *asked)
                     shutil.rmtree(folder / "out")
                 with Peak() as peak:
-                    ours_s = rayferry(source, folder / "out", options.batch_size, num_rows)
+                    ours_s = rayferry(source, folder / "out", *asked)
                 shutil.rmtree(folder / "out")
                 shutil.rmtree(source)
                 peaks.append(peak.mib)
