@@ -8,6 +8,8 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from rayferry.job import arguments, fit, sharing, weights
 from rayferry.job.errors import EngineError
 from rayferry.job.generating import GeneratingEngine
 from rayferry.job.pooling import PoolingEngine
-from rayferry.job.prepared import in_place_of_spawn, serve
+from rayferry.job.prepared import in_place_of_spawn, serve, spawn
 from rayferry.job.spec import GENERATING, JobSpec
 
 _GIB = 1 << 30
@@ -42,7 +44,7 @@ def load(spec: JobSpec, device: str) -> GeneratingEngine | PoolingEngine:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, min(4, memory // (4 * _GIB)))))
     else:
-        os.environ.setdefault("TRITON_CACHE_DIR", _triton_cache())
+        _keep_kernels()
         options |= sharing.share_of_memory(spec)
         if spec.engine.world_size > 1:
             options["distributed_executor_backend"] = "mp"  # the GPUs are this process's; vLLM would take Ray's workers
@@ -54,7 +56,7 @@ def load(spec: JobSpec, device: str) -> GeneratingEngine | PoolingEngine:
     if adapters:
         options = {"enable_lora": True, "max_lora_rank": _rank(adapters.values())} | options
     model = weights.local_folder(spec.model)
-    context = serve() if _has_own_process(device, options) else None
+    context = _context(options) if device == "gpu" else None
     try:
         import vllm  # noqa: PLC0415  # only the cluster's nodes have it, and it takes seconds
     except ImportError as error:
@@ -74,19 +76,24 @@ def load(spec: JobSpec, device: str) -> GeneratingEngine | PoolingEngine:
     return kind(llm, spec, adapters, device)
 
 
-def _triton_cache() -> str:
-    """Where Triton keeps kernels by default, for all loads of a model on this node.
+def _keep_kernels() -> None:
+    """Has Triton keep kernels where it does by default, for all loads of a model on this node.
 
     Where torch.compile compiles it has them put elsewhere, but not where it finds its own cache: the second load would
     compile all of vLLM's kernels again, which takes some 20 s.
     Source: torch/_inductor/runtime/triton_heuristics.py (2.11 and 2.13)
     """
-    return str(Path(os.environ.get("TRITON_HOME", "~")).expanduser() / ".triton/cache")
+    folder = Path(os.path.expanduser(os.environ.get("TRITON_HOME", "~"))) / ".triton/cache"  # noqa: PTH111  # as Triton
+    with suppress(OSError):  # a home that cannot be written
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK):
+            os.environ.setdefault("TRITON_CACHE_DIR", str(folder))
 
 
-def _has_own_process(device: str, options: Mapping[str, Any]) -> bool:
-    """True if vLLM will spawn one process for the engine, and does nothing of its own with how."""
-    return device == "gpu" and os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") != "0" and not options.get("numa_bind")
+def _context(options: Mapping[str, Any]) -> BaseContext:
+    """How vLLM's processes come to be in place of being spawned."""
+    is_spawned = os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") == "0" or options.get("numa_bind")
+    return spawn() if is_spawned else serve()
 
 
 def is_about_memory(reason: str) -> bool:

@@ -70,8 +70,8 @@ class EngineSpec(Typed):
             if key in {"model", "revision"}:
                 msg = f"{key!r} is set at the top level of the job file, not under engine"
                 raise ValueError(msg)
-            if key == "distributed_executor_backend" and value != "mp":
-                msg = f"{key!r}: only 'mp' is supported, as a replica's workers are processes of its own; leave it out"
+            if key == "distributed_executor_backend" and value not in {None, "mp", "uni"}:
+                msg = f"{key!r}: only 'mp' is supported, as vLLM's workers are processes of the replica; leave it out"
                 raise ValueError(msg)
             if near and key not in known:
                 msg = f"unknown key {key!r}; did you mean {near[0]!r}?"

@@ -92,8 +92,9 @@ def plan(spec: JobSpec, nodes: Sequence[Node], *, autoscaling: bool, most: Seque
     """Chooses GPUs or CPUs for the replicas, and refuses what can never be scheduled.
 
     One GPU a replica: `num_gpus=1`, and no CPU, of which Ray Data would take one that reading needs. More: so many for
-    the actor, whose engine's workers are processes of its own, and a placement group for them, on one node. No GPU: a
-    share of a node's CPUs.
+    the actor, whose engine's workers are processes of its own, and a placement group for them, on one node; but none
+    where the number of replicas changes, as nobody would give back the group of one that Ray Data takes away. No GPU:
+    a share of a node's CPUs.
 
     Args:
         spec: the job.
@@ -124,9 +125,10 @@ def plan(spec: JobSpec, nodes: Sequence[Node], *, autoscaling: bool, most: Seque
         is_certain = most is not None and is_told and _fits(spec, most)  # some of which may be up already
     extra: dict[str, Any] = {"accelerator_type": kind} if kind else {}
     note = "" if has_gpus else "no node has a GPU yet: waiting for the autoscaler (resources.device: cpu takes CPUs)"
-    if size == 1:
-        return Placement("gpu", {"num_cpus": 0, "num_gpus": 1} | extra, note=note, is_certain=is_certain)
-    return Placement("gpu", {"num_cpus": 0, "num_gpus": size}, [_bundle(size, kind)], note, is_certain)
+    args: dict[str, Any] = {"num_cpus": 0, "num_gpus": size}
+    if size == 1 or isinstance(spec.replicas, ReplicaRange):
+        return Placement("gpu", args | extra, note=note, is_certain=is_certain)
+    return Placement("gpu", args, [_bundle(size, kind)], note, is_certain)
 
 
 def _check_room(spec: JobSpec, nodes: Sequence[Node]) -> None:
@@ -314,7 +316,7 @@ class ReplicaGroups:
         self._groups: list[PlacementGroup] = []
 
     def as_remote_args_fn(self) -> Callable[[], dict[str, Any]]:
-        """What `map_batches` calls for each new actor: its group, its children in it too."""
+        """What `map_batches` calls for each new actor: its group."""
         from ray.util.placement_group import placement_group  # noqa: PLC0415  # the laptop plans without Ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy  # noqa: PLC0415
 
@@ -322,8 +324,7 @@ class ReplicaGroups:
             if self._num_replicas % self._replicas_each == 0:
                 self._groups.append(placement_group(self._bundles, strategy="STRICT_PACK"))
             self._num_replicas += 1
-            strategy = PlacementGroupSchedulingStrategy(self._groups[-1], placement_group_capture_child_tasks=True)
-            return {"scheduling_strategy": strategy}
+            return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self._groups[-1])}
 
         return make
 

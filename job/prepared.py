@@ -1,17 +1,31 @@
 """Lets vLLM's own processes begin with vllm imported, and end with the replica."""
 
+import ctypes
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing.context import BaseContext, ForkContext, ForkProcess, ForkServerContext, ForkServerProcess
+from multiprocessing import resource_tracker
+from multiprocessing.context import (
+    BaseContext,
+    ForkContext,
+    ForkProcess,
+    ForkServerContext,
+    ForkServerProcess,
+    SpawnContext,
+    SpawnProcess,
+)
+from typing import Any
 
 # What the engine's process imports, which takes it as long as the replica's own process.
 ENGINE_MODULES = ("vllm.v1.engine.core", "vllm.v1.worker.gpu_worker", "vllm.model_executor.models")
 # How the engine's process starts its workers, where it has several GPUs.
 _METHOD = "VLLM_WORKER_MULTIPROC_METHOD"
+_PR_SET_PDEATHSIG = 1
 
 
 def _end_with_parent() -> None:
@@ -21,23 +35,55 @@ def _end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-class _Worker(ForkProcess):
-    """A forked process that does not outlive the one that forks it."""
+class _Worker:
+    """A process that the kernel ends with the one that starts it, even if it hangs."""
+
+    def run(self) -> None:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        parent = multiprocessing.parent_process()
+        if parent is not None and parent.pid != os.getppid():  # it ended before
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().run()  # type: ignore[misc]
+
+
+class _ForkedWorker(_Worker, ForkProcess):
+    pass
+
+
+class _SpawnedWorker(_Worker, SpawnProcess):
+    pass
+
+
+class _ForkedWorkers(ForkContext):
+    Process = _ForkedWorker
+
+
+class _SpawnedWorkers(SpawnContext):
+    Process = _SpawnedWorker
+
+
+class _Engine:
+    """The engine's process, which ends with the replica's, and its workers with it.
+
+    With several GPUs it has shared memory, too, which goes with them.
+    """
 
     def run(self) -> None:
         threading.Thread(target=_end_with_parent, daemon=True).start()
-        super().run()
+        _start_tracker()
+        _give("fork", _ForkedWorkers())
+        _give("spawn", _SpawnedWorkers())
+        super().run()  # type: ignore[misc]
 
 
-class _WorkerContext(ForkContext):
-    Process = _Worker
+class _SpawnedEngine(_Engine, SpawnProcess):
+    pass
 
 
-class _Process(ForkServerProcess):
-    """A process that has the environment of the one that starts it, as a spawned one has, and does not outlive it.
+class _ForkedEngine(_Engine, ForkServerProcess):
+    """With the environment of the process that starts it, as a spawned one has.
 
-    What it forks does not outlive it either. In a Ray actor, where Ray has threads, vLLM forbids itself to fork by a
-    variable that this process would inherit; it is no actor.
+    But it may fork: in an actor, where Ray has threads, vLLM forbids itself to, by a variable that lies there.
     """
 
     _environment: dict[str, str]
@@ -53,13 +99,35 @@ class _Process(ForkServerProcess):
         os.environ.pop(_METHOD, None)
         if method is not None:
             os.environ[_METHOD] = method
-        threading.Thread(target=_end_with_parent, daemon=True).start()
-        _give("fork", _WorkerContext())
         super().run()
 
 
-class _Context(ForkServerContext):
-    Process = _Process
+class _SpawnedEngines(SpawnContext):
+    Process = _SpawnedEngine
+
+
+class _ForkedEngines(ForkServerContext):
+    Process = _ForkedEngine
+
+
+def _start_tracker() -> None:
+    """Starts what unlinks this process's shared memory when it and its workers are gone, however they ended.
+
+    Python's own would be the replica's, or in the same group of processes, all of which Ray kills at an actor's end.
+    """
+    tracker: Any = resource_tracker._resource_tracker  # noqa: SLF001  # no other way
+    if tracker._fd is not None:  # noqa: SLF001
+        os.close(tracker._fd)  # noqa: SLF001
+    theirs, tracker._fd = os.pipe()  # noqa: SLF001
+    code = f"from multiprocessing.resource_tracker import main; main({theirs})"
+    started = subprocess.Popen([sys.executable, "-Wignore", "-c", code], pass_fds=[theirs], start_new_session=True)  # noqa: S603
+    os.close(theirs)
+    tracker._pid, tracker.started = started.pid, started  # noqa: SLF001
+
+
+def spawn() -> BaseContext:
+    """The context of engines that are spawned after all, where vLLM has its own way with them."""
+    return _SpawnedEngines()
 
 
 def serve(modules: Sequence[str] = ENGINE_MODULES) -> BaseContext:
@@ -72,7 +140,7 @@ def serve(modules: Sequence[str] = ENGINE_MODULES) -> BaseContext:
     """
     from multiprocessing import forkserver  # noqa: PLC0415  # only replicas on GPUs
 
-    context = _Context()
+    context = _ForkedEngines()
     context.set_forkserver_preload(list(modules))
     forkserver.ensure_running()
     return context

@@ -76,12 +76,14 @@ def ray_cluster(spec: JobSpec, pods: Pods, secret: str) -> dict[str, Any]:
     """The RayCluster that a job needs: a head that computes nothing, and a worker for each replica.
 
     Raises:
-        SpecError: the job asks for GPUs and for none.
+        SpecError: the workers are too small for the job.
     """
     gpus = 0 if spec.resources.device == "cpu" else spec.engine.world_size
     if not gpus and spec.engine.world_size > 1:
         raise SpecError(f"engine: a replica of {spec.engine.world_size} GPUs, and resources.device says cpu")
     cpus = pods.cpus or _CPUS_PER_GPU * gpus or _CPUS_WITHOUT_GPU
+    if gpus > 1 and cpus <= gpus:
+        raise SpecError(f"--pod cpus={cpus}: a replica has a busy process for each of its {gpus} GPUs: take more CPUs")
     resources = {"cpu": str(cpus), "memory": pods.memory or f"{_GIB_PER_GPU * max(1, gpus)}Gi"}
     if gpus:
         resources[_GPU] = str(gpus)

@@ -274,9 +274,17 @@ def test_what_pods_cannot_reach_is_refused(changes, prefix, message):
     assert message in str(error.value)
 
 
-def test_a_job_for_gpus_and_for_none_is_refused():
-    with pytest.raises(SpecError, match="a replica of 4 GPUs, and resources"):
-        job_manifest(Pods(), **EVERYTHING | {"resources": {"device": "cpu"}})
+@pytest.mark.parametrize(
+    ("pods", "changes", "message"),
+    [
+        (Pods(cpus=4), EVERYTHING, "--pod cpus=4: a replica has a busy process for each of its 4 GPUs: take more CPUs"),
+        (Pods(), EVERYTHING | {"resources": {"device": "cpu"}}, "a replica of 4 GPUs, and resources.device says cpu"),
+    ],
+)
+def test_workers_that_cannot_hold_a_replica_are_refused(pods, changes, message):
+    with pytest.raises(SpecError) as error:
+        job_manifest(pods, **changes)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
