@@ -70,7 +70,7 @@ class _Engine:
 
     def run(self) -> None:
         threading.Thread(target=_end_with_parent, daemon=True).start()
-        _start_tracker()
+        start_tracker()
         _give("fork", _ForkedWorkers())
         _give("spawn", _SpawnedWorkers())
         super().run()  # type: ignore[misc]
@@ -110,14 +110,12 @@ class _ForkedEngines(ForkServerContext):
     Process = _ForkedEngine
 
 
-def _start_tracker() -> None:
+def start_tracker() -> None:
     """Starts what unlinks this process's shared memory when it and its workers are gone, however they ended.
 
-    Python's own would be the replica's, or in the same group of processes, all of which Ray kills at an actor's end.
+    Python's own would be in the replica's group of processes, all of which Ray kills at an actor's end.
     """
     tracker: Any = resource_tracker._resource_tracker  # noqa: SLF001  # no other way
-    if tracker._fd is not None:  # noqa: SLF001
-        os.close(tracker._fd)  # noqa: SLF001
     theirs, tracker._fd = os.pipe()  # noqa: SLF001
     code = f"from multiprocessing.resource_tracker import main; main({theirs})"
     started = subprocess.Popen([sys.executable, "-Wignore", "-c", code], pass_fds=[theirs], start_new_session=True)  # noqa: S603

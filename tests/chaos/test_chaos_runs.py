@@ -12,7 +12,8 @@ from rayferry.submit.local.model import demo_model
 from .runs import Place, Runs
 from .s3_proxy import S3Proxy
 
-FEW = (1, pytest.param(10, marks=pytest.mark.slow))  # a replica is killed; a laptop
+# A replica is killed while S3 loses answers; one with its board; a laptop.
+FEW = (90, pytest.param(1, marks=pytest.mark.slow), pytest.param(10, marks=pytest.mark.slow))
 MANY, REAL = range(100), range(10)
 
 
