@@ -19,7 +19,7 @@ from rayferry.job import arguments, fit, sharing, weights
 from rayferry.job.errors import EngineError
 from rayferry.job.generating import GeneratingEngine
 from rayferry.job.pooling import PoolingEngine
-from rayferry.job.prepared import in_place_of_spawn, serve, spawn, start_tracker
+from rayferry.job.prepared import in_place_of_spawn, serve, spawn
 from rayferry.job.spec import GENERATING, JobSpec
 
 _GIB = 1 << 30
@@ -43,7 +43,6 @@ def load(spec: JobSpec, device: str) -> GeneratingEngine | PoolingEngine:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, min(4, memory // (4 * _GIB)))))
-        start_tracker()  # vLLM's engine is in this process then, and shares memory with its worker
     else:
         _keep_kernels()
         options |= sharing.share_of_memory(spec)

@@ -70,8 +70,9 @@ class EngineSpec(Typed):
             if key in {"model", "revision"}:
                 msg = f"{key!r} is set at the top level of the job file, not under engine"
                 raise ValueError(msg)
-            if key == "distributed_executor_backend" and value not in {None, "mp", "uni"}:
-                msg = f"{key!r}: only 'mp' is supported, as vLLM's workers are processes of the replica; leave it out"
+            runs_workers = (None, "mp") if self.world_size > 1 else (None, "mp", "uni")
+            if key == "distributed_executor_backend" and value not in runs_workers:  # a tuple: it may be any type
+                msg = f"{key!r}: vLLM's workers are processes of the replica ('mp'): leave it out"
                 raise ValueError(msg)
             if near and key not in known:
                 msg = f"unknown key {key!r}; did you mean {near[0]!r}?"

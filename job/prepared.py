@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from multiprocessing.context import (
     BaseContext,
@@ -70,7 +70,7 @@ class _Engine:
 
     def run(self) -> None:
         threading.Thread(target=_end_with_parent, daemon=True).start()
-        start_tracker()
+        _start_tracker()
         _give("fork", _ForkedWorkers())
         _give("spawn", _SpawnedWorkers())
         super().run()  # type: ignore[misc]
@@ -110,17 +110,20 @@ class _ForkedEngines(ForkServerContext):
     Process = _ForkedEngine
 
 
-def start_tracker() -> None:
+def _start_tracker() -> None:
     """Starts what unlinks this process's shared memory when it and its workers are gone, however they ended.
 
-    Python's own would be in the replica's group of processes, all of which Ray kills at an actor's end.
+    Python's own would be the replica's child, or in its group of processes, all of which Ray kills at an actor's end.
     """
     tracker: Any = resource_tracker._resource_tracker  # noqa: SLF001  # no other way
-    theirs, tracker._fd = os.pipe()  # noqa: SLF001
+    theirs, ours = os.pipe()
     code = f"from multiprocessing.resource_tracker import main; main({theirs})"
-    started = subprocess.Popen([sys.executable, "-Wignore", "-c", code], pass_fds=[theirs], start_new_session=True)  # noqa: S603
+    command = [sys.executable, "-Wignore", "-c", code]
+    with suppress(OSError):  # then it stays Python's own, as it only cleans up
+        started = subprocess.Popen(command, pass_fds=[theirs], start_new_session=True)  # noqa: S603
+        # the pipe to the other one stays open, as it unlinks what it has when that is closed
+        tracker._fd, tracker._pid, tracker.started = ours, started.pid, started  # noqa: SLF001
     os.close(theirs)
-    tracker._pid, tracker.started = started.pid, started  # noqa: SLF001
 
 
 def spawn() -> BaseContext:

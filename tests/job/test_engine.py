@@ -69,11 +69,10 @@ def loaded(home, make_spec, monkeypatch):
     monkeypatch.setattr(engine, "serve", lambda: "served")
     monkeypatch.setattr(engine, "spawn", lambda: "spawned")
     monkeypatch.setattr(engine, "GeneratingEngine", lambda llm, *_: llm)
-    for name in ("VLLM_NO_USAGE_STATS", "VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_CPU_KVCACHE_SPACE"):
-        monkeypatch.setenv(name, "1")  # which the replica sets for its own process
+    monkeypatch.setenv("VLLM_NO_USAGE_STATS", "1")  # which the replica sets for its own process
 
-    def load(device="gpu", **options):
-        return engine.load(make_spec(model=str(home), engine=options), device)
+    def load(**options):
+        return engine.load(make_spec(model=str(home), engine=options), "gpu")
 
     return load
 
@@ -91,10 +90,3 @@ def test_an_engine_on_gpus_begins_with_vllm_imported(loaded, options):
 
 def test_where_vllm_binds_processes_to_memory_it_spawns_them(loaded):
     assert loaded(numa_bind=True).context == "spawned"
-
-
-def test_on_cpus_the_engine_is_in_the_replicas_process_whose_shared_memory_goes_with_it(loaded, monkeypatch):
-    started = []
-    monkeypatch.setattr(engine, "start_tracker", lambda: started.append("tracker"))
-    assert loaded("cpu").context.get_start_method() == "spawn"
-    assert started == ["tracker"]

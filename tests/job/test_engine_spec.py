@@ -21,6 +21,11 @@ def test_a_key_that_vllm_has_is_not_taken_for_a_misspelt_one(make_spec, key):
     assert make_spec(engine={key: 1}).engine.to_kwargs()[key] == 1
 
 
+@pytest.mark.parametrize("value", [None, "mp", "uni"])
+def test_who_runs_the_one_worker_of_an_engine_is_the_users_to_say(make_spec, value):
+    assert make_spec(engine={"distributed_executor_backend": value})
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -30,7 +35,9 @@ def test_a_key_that_vllm_has_is_not_taken_for_a_misspelt_one(make_spec, key):
         ({"hf_token": "x"}, "'hf_token': a secret has no place in a job file"),
         ({"hub_api_key": "x"}, "'hub_api_key': a secret has no place in a job file"),
         ({"max_num_seqs": 0}, "engine.max_num_seqs: 0: "),
-        ({"distributed_executor_backend": "ray"}, "'distributed_executor_backend': only 'mp' is supported"),
+        ({"distributed_executor_backend": "ray"}, "'distributed_executor_backend': vLLM's workers are processes of"),
+        ({"distributed_executor_backend": ["mp"]}, "'distributed_executor_backend': vLLM's workers are"),
+        ({"distributed_executor_backend": "uni", "tensor_parallel_size": 2}, "('mp'): leave it out"),
     ],
 )
 def test_an_argument_that_cannot_be_meant_is_refused(make_spec, options, said):
