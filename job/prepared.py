@@ -83,22 +83,19 @@ class _SpawnedEngine(_Engine, SpawnProcess):
 class _ForkedEngine(_Engine, ForkServerProcess):
     """With the environment of the process that starts it, as a spawned one has.
 
-    But it may fork: in an actor, where Ray has threads, vLLM forbids itself to, by a variable that lies there.
+    But it may fork, if the server may: in an actor, where Ray has threads, vLLM forbids itself to by a variable.
     """
 
     _environment: dict[str, str]
 
     def start(self) -> None:
-        self._environment = dict(os.environ)
+        self._environment = {name: value for name, value in os.environ.items() if name != _METHOD}
         super().start()
 
     def run(self) -> None:
-        method = os.environ.get(_METHOD)  # of the server, which started before vLLM put its own there
-        os.environ.clear()
+        for name in {*os.environ} - {_METHOD}:
+            del os.environ[name]
         os.environ.update(self._environment)
-        os.environ.pop(_METHOD, None)
-        if method is not None:
-            os.environ[_METHOD] = method
         super().run()
 
 

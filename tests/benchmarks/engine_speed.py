@@ -51,7 +51,7 @@ WORDS = [
 ENGINE = {"max_model_len": 4096, "enable_prefix_caching": True, "seed": 0}
 SAMPLING = {"temperature": 0.8, "top_p": 0.95, "ignore_eos": True}
 FILES = 16
-_UNCOUNTED = 64  # prompts
+UNCOUNTED = 64  # prompts
 STARTED = time.time()
 # What is compared first, by the others; the aims are ratios of rayferry's speed to theirs, in their order.
 ROWS = {
@@ -315,7 +315,7 @@ def compare(folder, name):
     with _head() if is_start else nullcontext():
         if is_start or name.startswith(("replicas", "tp")):
             for kind, settings in steps:
-                run(f"{kind}:{folder}/{workload_.partition(':')[0]}:{_UNCOUNTED}{settings}")
+                run(f"{kind}:{folder}/{workload_.partition(':')[0]}:{UNCOUNTED}{settings}")
         rounds = 3 if is_start else 1
         results = [run(f"{kind}:{folder}/{workload_}{settings}") for kind, settings in steps * rounds]
     sums = [[result.get(value) for result in results[at :: len(sides)]] for at in range(len(sides))]

@@ -7,7 +7,6 @@ usage: several_gpus_job.py MODEL FOLDER     MODEL: whose tokenizer to take; prin
 
 import json
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -20,8 +19,7 @@ os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # there may be fewer cores t
 import psutil
 import pyarrow.parquet as pq
 import ray
-import torch
-import transformers
+import tiny_models
 from ray.util import placement_group_table
 
 from rayferry.job import pipeline
@@ -29,23 +27,6 @@ from rayferry.job.spec import parse
 
 ROWS = 96
 SHARED_MEMORY = Path("/dev/shm")
-
-
-def make_model(source, folder):
-    """A Llama of two layers with random weights, whose heads two workers can share."""
-    torch.manual_seed(7)
-    config = transformers.LlamaConfig(
-        hidden_size=128,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=transformers.AutoConfig.from_pretrained(source).vocab_size,
-        max_position_embeddings=256,
-    )
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(Path(source) / name, folder)
 
 
 def engines():
@@ -77,7 +58,7 @@ def kill_one(parts, seen):
 
 def main():
     folder = Path(sys.argv[2])
-    make_model(sys.argv[1], folder / "model")
+    tiny_models.generator(sys.argv[1], folder / "model")
     (folder / "in").mkdir()
     for number in range(8):
         lines = [f"prompt number {number} {at} is" for at in range(ROWS // 8)]

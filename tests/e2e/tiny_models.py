@@ -18,20 +18,28 @@ LABELS = {0: "bad", 1: "so-so", 2: "good"}
 
 def classifier(model, folder, num_labels):
     """A Llama of two layers that tells labels, or with one label scores pairs; tokenizer of `model`."""
+    labels = {"id2label": LABELS, "label2id": {label: at for at, label in LABELS.items()}} if num_labels > 1 else {}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_labels": num_labels}
+    _llama(transformers.LlamaForSequenceClassification, model, folder, **heads, **labels)
+
+
+def generator(model, folder):
+    """A Llama of two layers that generates, whose heads two workers can share; tokenizer of `model`."""
+    _llama(transformers.LlamaForCausalLM, model, folder, num_attention_heads=4, num_key_value_heads=2)
+
+
+def _llama(kind, model, folder, **options):
     torch.manual_seed(7)
     config = transformers.LlamaConfig(
         hidden_size=128,
         intermediate_size=128,
         num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
         vocab_size=transformers.AutoConfig.from_pretrained(model).vocab_size,
         max_position_embeddings=256,
         pad_token_id=2,
-        num_labels=num_labels,
-        **({"id2label": LABELS, "label2id": {label: at for at, label in LABELS.items()}} if num_labels > 1 else {}),
+        **options,
     )
-    transformers.LlamaForSequenceClassification(config).save_pretrained(folder)
+    kind(config).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(Path(model) / name, folder)
 
