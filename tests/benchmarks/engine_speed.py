@@ -8,19 +8,21 @@ Llama-2-7B's shape and a tokenizer. RESULTS gets the results of a row as JSON, o
 
 SIDE is `bare` (`LLM.generate` of all prompts), `rayferry` (the job's entrypoint; with values of the job file such as
 `batch_size=64` or `replicas=2`), `submitted` (the same by `rayferry submit` to the head at RAY_API_SERVER_ADDRESS),
-`rayllm` (ray.data.llm, `batch` rows times `calls`) or `plain` (Ray Data, `LLM.generate` for each batch of 32). A model
-whose name has `shape` in it gets random weights. Every prompt has its own length and its own number of new tokens,
-sampled with temperature 0.8; `prefixes=64` puts one of so many long texts of `prefix_words` words before each, in
-random order. Output tokens a second, from the first engine that is ready to the last row in Parquet (bare: to the last
-answer in memory). `start_s` is from the start of the process to the first answer (bare: to the ready engine, or, with
-`first_token=1`, to a first token, before all others); the row `start` compares these, by the medians of three rounds;
-it starts a head of Ray on this machine and ends it. Before `start`, `replicas` and `tp` both sides run once uncounted:
-compiled graphs and kernels of a first run are found by the next one.
+`rayllm` (ray.data.llm, `batch` rows times `calls`), `plain` (Ray Data, `LLM.generate` for each batch of 32) or
+`scripted` (that script by `ray job submit`). A model whose name has `shape` in it gets random weights. Every prompt has
+its own length and its own number of new tokens, sampled with temperature 0.8; `prefixes=64` puts one of so many long
+texts of `prefix_words` words before each, in random order. Output tokens a second, from the first engine that is ready
+to the last row in Parquet (bare: to the last answer in memory). `start_s` is from the start of the process to the first
+answer (bare: to the ready engine). With `first_token=1` that is one of a single token: ours is among the others, the
+peers ask for theirs by itself as soon as they are loaded. The row `start` compares these, by the medians of three
+rounds; it starts a head of Ray on this machine and ends it. Before `start`, `replicas` and `tp` all sides run once
+uncounted: compiled graphs and kernels of a first run are found by the next one.
 """
 
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -52,6 +54,7 @@ ENGINE = {"max_model_len": 4096, "enable_prefix_caching": True, "seed": 0}
 SAMPLING = {"temperature": 0.8, "top_p": 0.95, "ignore_eos": True}
 FILES = 16
 UNCOUNTED = 64  # prompts
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 STARTED = time.time()
 # What is compared first, by the others; the aims are ratios of rayferry's speed to theirs, in their order.
 ROWS = {
@@ -71,7 +74,11 @@ ROWS = {
         ],
         [1.5],
     ),
-    "start": ("llama2-7b-shape:64", ["submitted", "bare first_token=1"], [1.1]),
+    "start": (
+        "llama2-7b-shape:64",
+        ["submitted first_token=1", "bare first_token=1", "scripted first_token=1"],
+        [1.1, 1.0],
+    ),
     "plain": ("llama2-7b-shape:448", ["rayferry", "plain"], [5]),
     "replicas": ("llama2-7b-shape:8000", ["rayferry replicas=4", "rayferry"], [3.8]),
     "replicas-2": ("llama2-7b-shape:4000", ["rayferry replicas=2", "rayferry"], [1.9]),  # on two GPUs, as above
@@ -106,14 +113,21 @@ def bare(model, rows, settings):
     start = time.time()
     llm = LLM(model=model, **options)
     ready = started = time.time()
-    if to_first_token:  # kernels that are compiled where they are first used make it seconds later
-        llm.generate([rows[0]["text"]], SamplingParams(**SAMPLING | {"max_tokens": 1}), use_tqdm=False)
-        started = time.time()
+    if to_first_token:
+        started = first_token_at(llm, rows[0]["text"])
     params = [SamplingParams(max_tokens=row["tokens"], **SAMPLING) for row in rows]
     done = llm.generate([row["text"] for row in rows], params, use_tqdm=False)
     end = time.time()
     tokens = sum(len(one.outputs[0].token_ids) for one in done)
     return {"load_s": ready - start, "s": end - started, "tokens": tokens, "start_s": started - STARTED}
+
+
+def first_token_at(llm, prompt):
+    """When an engine has its first token: kernels that are compiled where they are first used make it seconds later."""
+    from vllm import SamplingParams
+
+    llm.generate([prompt], SamplingParams(**SAMPLING | {"max_tokens": 1}), use_tqdm=False)
+    return time.time()
 
 
 def value_of(text):
@@ -136,6 +150,8 @@ def submitted(model, rows, settings):
 
 def _our_run(model, rows, settings, words):
     """Writes the prompts and the job file to a folder, runs the command there, reads the manifest."""
+    if settings.pop("first_token", 0):
+        rows[0]["tokens"] = 1
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "in").mkdir()
@@ -229,11 +245,11 @@ def rayllm(model, rows, settings):
 class Plain:
     """The example's predictor: one batch at a time."""
 
-    def __init__(self, model):
+    def __init__(self, model, prompt):
         from vllm import LLM
 
         self.llm = LLM(model=model, **engine_of(model))
-        self.ready = time.time()
+        self.ready = first_token_at(self.llm, prompt) if prompt else time.time()
 
     def __call__(self, batch):
         from vllm import SamplingParams
@@ -248,19 +264,19 @@ class Plain:
         }
 
 
-def plain(model, rows, _settings):
+def plain(model, rows, settings):
     """Ray Data with that predictor."""
     import pyarrow.parquet as pq
     import ray
 
-    ray.init(include_dashboard=False, log_to_driver=False)
+    ray.init(include_dashboard=None if "RAY_ADDRESS" in os.environ else False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     with tempfile.TemporaryDirectory() as folder:
         start = time.time()
         rows_in = ray.data.from_items(rows, override_num_blocks=max(1, len(rows) // 128))
         done = rows_in.map_batches(
             Plain,
-            fn_constructor_args=(model,),
+            fn_constructor_args=(model, rows[0]["text"] if "first_token" in settings else None),
             batch_size=32,
             num_gpus=1,
             compute=ray.data.ActorPoolStrategy(size=1),
@@ -269,24 +285,43 @@ def plain(model, rows, _settings):
         end = time.time()
         table = pq.read_table(folder)
     ready = min(table.column("ready").to_pylist())
-    return {"load_s": ready - start, "s": end - ready, "tokens": sum(table.column("tokens").to_pylist())}
+    tokens = sum(table.column("tokens").to_pylist())
+    return {"load_s": ready - start, "s": end - ready, "tokens": tokens, "ready_at": ready}
 
 
-SIDES = {"bare": bare, "rayferry": rayferry, "submitted": submitted, "rayllm": rayllm, "plain": plain}
+def scripted(model, rows, settings):
+    """The plain script, this one, as a job of Ray's."""
+    given = ",".join(f"{name}={value}" for name, value in settings.items())
+    step = f"plain:{model}:{len(rows)}" + (f":{given}" if given else "")
+    script = [sys.executable, str(Path(__file__).resolve()), "--one", step]
+    start = time.time()
+    command = [*RAY, "job", "submit", "--", *script]
+    log = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout.decode()
+    result = json.loads(re.search(r"^ONE (.*)", log, re.MULTILINE)[1])
+    return result | {"start_s": result["ready_at"] - start, "whole_s": time.time() - start}
+
+
+SIDES = {
+    "bare": bare,
+    "rayferry": rayferry,
+    "submitted": submitted,
+    "rayllm": rayllm,
+    "plain": plain,
+    "scripted": scripted,
+}
 
 
 @contextmanager
 def _head():
     """A head of Ray with its Jobs API, for what is submitted."""
-    ray = [sys.executable, "-m", "ray.scripts.scripts"]
     start = ["start", "--head", "--disable-usage-stats", "--dashboard-host=127.0.0.1", "--dashboard-port=8265"]
-    subprocess.run([*ray, *start], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*RAY, *start], check=True, stdout=subprocess.DEVNULL)
     os.environ["RAY_API_SERVER_ADDRESS"] = "http://127.0.0.1:8265"
     try:
         yield
     finally:
         del os.environ["RAY_API_SERVER_ADDRESS"]
-        subprocess.run([*ray, "stop"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*RAY, "stop"], check=True, stdout=subprocess.DEVNULL)
 
 
 def run(step):
