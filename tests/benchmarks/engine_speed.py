@@ -82,6 +82,11 @@ ROWS = {
     "plain": ("llama2-7b-shape:448", ["rayferry", "plain"], [5]),
     "replicas": ("llama2-7b-shape:8000", ["rayferry replicas=4", "rayferry"], [3.8]),
     "replicas-2": ("llama2-7b-shape:4000", ["rayferry replicas=2", "rayferry"], [1.9]),  # on two GPUs, as above
+    "replicas-tp2": (  # on four GPUs
+        "llama2-7b-shape:4000",
+        ["rayferry replicas=2,engine.tensor_parallel_size=2", "rayferry engine.tensor_parallel_size=2"],
+        [1.9],
+    ),
     "tp2": ("llama2-7b-shape:2000", ["rayferry engine.tensor_parallel_size=2", "bare tensor_parallel_size=2"], [0.97]),
     "tp4": ("llama2-7b-shape:2000", ["rayferry engine.tensor_parallel_size=4", "bare tensor_parallel_size=4"], [0.97]),
 }

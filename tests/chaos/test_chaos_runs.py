@@ -55,7 +55,6 @@ def check(runs, seed):
     assert not found["defects"]
 
 
-@pytest.mark.e2e
 @pytest.mark.parametrize("seed", FEW)
 def test_a_run_that_is_disturbed_is_exact_in_the_end(runs, seed):
     check(runs, seed)
