@@ -1,5 +1,6 @@
 """The rows of a run through its replicas: Ray Data as it is set up for that, and the pipeline from source to parts."""
 
+import inspect
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,11 @@ def answer(  # noqa: PLR0913  # what it brings together
 
     from rayferry.job.predictor import LLMPredictor
 
-    groups = ReplicaGroups(placement.bundles, placement.engines_per_gpu)
+    groups = ReplicaGroups(placement.bundle, placement.engines_per_gpu) if placement.bundle else None
+    options = placement.actor_args
+    # Ray 2.64 will have no place for it; without a group the GPUs of a replica are of one node, too.
+    if groups and "ray_remote_args_fn" in inspect.signature(dataset.map_batches).parameters:
+        options = options | {"ray_remote_args_fn": groups.as_remote_args_fn()}
     if pieces.equal is not None:
         dataset = dataset.repartition(pieces.equal)
     dataset = dataset.map_batches(
@@ -87,9 +92,8 @@ def answer(  # noqa: PLR0913  # what it brings together
         },
         batch_size=max(1, pieces.rows // hand_over.BATCHES_PER_BLOCK),
         batch_format="pyarrow",
-        ray_remote_args_fn=groups.as_remote_args_fn() if placement.bundles else None,
         **hand_over.pool(spec, pieces.at_once),
-        **placement.actor_args,
+        **options,
     )
     try:
         dataset.write_datasink(parts)
@@ -102,4 +106,5 @@ def answer(  # noqa: PLR0913  # what it brings together
             raise JobError(now.failure) from error
         raise
     finally:
-        groups.remove()
+        if groups:
+            groups.remove()

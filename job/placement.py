@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +61,7 @@ class Placement:
     Attributes:
         device: `gpu` or `cpu`.
         actor_args: what the actor itself asks of Ray.
-        bundles: the placement group that each replica gets for itself, or those that share a GPU; empty if none.
+        bundle: the placement group that each replica gets for itself, or those that share a GPU; None if none.
         note: what a user should know about the choice, or "".
         engines_per_gpu: replicas that share a GPU.
         is_certain: False where the nodes that are there do not hold it, and nobody knows what the autoscaler may start.
@@ -69,7 +69,7 @@ class Placement:
 
     device: str
     actor_args: dict[str, Any]
-    bundles: list[dict[str, float]] = field(default_factory=list)
+    bundle: dict[str, float] | None = None
     note: str = ""
     is_certain: bool = True
     engines_per_gpu: int = 1
@@ -78,14 +78,14 @@ class Placement:
         """The same for so many replicas on each GPU."""
         if self.device != "gpu" or engines_per_gpu == 1:
             return self
-        args = {name: value for name, value in self.actor_args.items() if name != "accelerator_type"}
-        bundle = _bundle(1, self.actor_args.get("accelerator_type"))
-        share = args | {"num_gpus": 1 / engines_per_gpu}
-        return replace(self, actor_args=share, bundles=[bundle], engines_per_gpu=engines_per_gpu)
+        args = self.actor_args | {"num_gpus": 1 / engines_per_gpu}
+        bundle = _bundle(1, args.get("accelerator_type"), engines_per_gpu)
+        return replace(self, actor_args=args, bundle=bundle, engines_per_gpu=engines_per_gpu)
 
 
-def _bundle(num_gpus: int, kind: str | None) -> dict[str, float]:
-    return {"GPU": num_gpus} | ({ACCELERATOR_PREFIX + kind: 0.001} if kind else {})
+def _bundle(num_gpus: int, kind: str | None, num_actors: int = 1) -> dict[str, float]:
+    """What so many actors ask for; of an accelerator type Ray has each take a thousandth."""
+    return {"GPU": num_gpus} | ({ACCELERATOR_PREFIX + kind: 0.001 * num_actors} if kind else {})
 
 
 def plan(spec: JobSpec, nodes: Sequence[Node], *, autoscaling: bool, most: Sequence[Node] | None = None) -> Placement:
@@ -125,10 +125,9 @@ def plan(spec: JobSpec, nodes: Sequence[Node], *, autoscaling: bool, most: Seque
         is_certain = most is not None and is_told and _fits(spec, most)  # some of which may be up already
     extra: dict[str, Any] = {"accelerator_type": kind} if kind else {}
     note = "" if has_gpus else "no node has a GPU yet: waiting for the autoscaler (resources.device: cpu takes CPUs)"
-    args: dict[str, Any] = {"num_cpus": 0, "num_gpus": size}
-    if size == 1 or isinstance(spec.replicas, ReplicaRange):
-        return Placement("gpu", args | extra, note=note, is_certain=is_certain)
-    return Placement("gpu", args, [_bundle(size, kind)], note, is_certain)
+    has_group = size > 1 and not isinstance(spec.replicas, ReplicaRange)
+    args = {"num_cpus": 0, "num_gpus": size} | extra
+    return Placement("gpu", args, _bundle(size, kind) if has_group else None, note, is_certain)
 
 
 def _check_room(spec: JobSpec, nodes: Sequence[Node]) -> None:
@@ -309,8 +308,8 @@ class ReplicaGroups:
     Source: https://docs.ray.io/en/latest/ray-core/scheduling/placement-group.html
     """
 
-    def __init__(self, bundles: list[dict[str, float]], replicas_each: int = 1) -> None:
-        self._bundles = bundles
+    def __init__(self, bundle: dict[str, float], replicas_each: int = 1) -> None:
+        self._bundle = bundle
         self._replicas_each = replicas_each
         self._num_replicas = 0
         self._groups: list[PlacementGroup] = []
@@ -322,7 +321,7 @@ class ReplicaGroups:
 
         def make() -> dict[str, Any]:
             if self._num_replicas % self._replicas_each == 0:
-                self._groups.append(placement_group(self._bundles, strategy="STRICT_PACK"))
+                self._groups.append(placement_group([self._bundle], strategy="STRICT_PACK"))
             self._num_replicas += 1
             return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self._groups[-1])}
 

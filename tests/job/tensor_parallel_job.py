@@ -1,6 +1,7 @@
 """Runs the pipeline with tensor_parallel_size=2 and two replicas on a Ray of its own with four logical GPUs.
 
-One replica's process ends in its first batch. Then it runs once more with two engines that share one GPU.
+One replica's process ends in its first batch. Then it runs once more with two engines that share one GPU, and both
+again with a Ray Data that has no place for a group, as Ray 2.64 will have none.
 
 usage: tensor_parallel_job.py FOLDER    prints one JSON line: what each replica saw, and the groups left at the end
 """
@@ -14,6 +15,7 @@ from collections import Counter
 from pathlib import Path
 
 import ray
+from ray.data import Dataset
 from ray.util import get_current_placement_group, placement_group_table
 
 from rayferry.job import pipeline
@@ -21,6 +23,8 @@ from rayferry.job.answers import Answers
 from rayferry.job.spec import parse
 
 REPLICAS = 2
+KIND = "H100"
+MAP_BATCHES = Dataset.map_batches
 WAIT_S = 60.0
 
 
@@ -44,14 +48,10 @@ class Replica:
         deadline = time.monotonic() + WAIT_S
         while self._num_answering() < REPLICAS and time.monotonic() < deadline:  # noqa: ASYNC110  # another process
             await asyncio.sleep(0.1)
-        group = get_current_placement_group()
-        seen = placement_group_table(group)
-        told = {
-            "group": group.id.hex(),
-            "bundles": list(seen["bundles"].values()),
-            "strategy": seen["strategy"],
-            "gpus": ray.get_gpu_ids(),
-        }
+        told = {"gpus": ray.get_gpu_ids()}
+        if group := get_current_placement_group():
+            seen = placement_group_table(group)
+            told |= {"group": group.id.hex(), "bundles": list(seen["bundles"].values()), "strategy": seen["strategy"]}
         answered = self._answers.add_to(table, [None] * table.num_rows)
         index = answered.schema.get_field_index("generated_text")
         return answered.set_column(index, "generated_text", [[json.dumps(told, sort_keys=True)] * table.num_rows])
@@ -83,6 +83,7 @@ def carry_out(folder, predictor, **changes):
     for number in range(8):
         (folder / "in" / f"{number}.txt").write_text("a prompt\n" * 4)
     places = {"input": {"uri": str(folder / "in")}, "output": {"uri": str(folder / "out")}}
+    changes["resources"] = {"accelerator_type": KIND} | changes.get("resources", {})
     pipeline.run(parse({"model": "none", "batch_size": 2} | places | changes, "job"), "groups", predictor)
     import pyarrow.parquet as pq
 
@@ -91,14 +92,27 @@ def carry_out(folder, predictor, **changes):
     return sorted(map(json.loads, told), key=str), list(told.values())
 
 
+def map_batches_of_2_64(self, fn, *, batch_size, batch_format, fn_constructor_kwargs, compute, **named):
+    """`Dataset.map_batches` with the arguments of a replica on GPUs that Ray will keep."""
+    assert named.keys() == {"num_cpus", "num_gpus", "accelerator_type"}, named
+    named |= {"fn_constructor_kwargs": fn_constructor_kwargs, "compute": compute}
+    return MAP_BATCHES(self, fn, batch_size=batch_size, batch_format=batch_format, **named)
+
+
 def main():
     folder = Path(sys.argv[1])
-    ray.init("local", num_cpus=8, num_gpus=4, include_dashboard=False, log_to_driver=False)
-    told, rows = carry_out(folder / "groups", Replica, engine={"tensor_parallel_size": 2}, replicas=REPLICAS)
+    kinds = {f"accelerator_type:{KIND}": 1}
+    ray.init("local", num_cpus=8, num_gpus=4, resources=kinds, include_dashboard=False, log_to_driver=False)
+    parallel = {"engine": {"tensor_parallel_size": 2}, "replicas": REPLICAS}
+    told, rows = carry_out(folder / "groups", Replica, **parallel)
     states = [group["state"] for group in placement_group_table().values()]
     shared, rows_shared = carry_out(folder / "shared", Sharer, resources={"engines_per_gpu": 2})
     states += [group["state"] for group in placement_group_table().values()][len(states) :]
+    Dataset.map_batches = map_batches_of_2_64
+    later, _ = carry_out(folder / "later", Replica, **parallel)
+    shared_later, _ = carry_out(folder / "shared-later", Sharer, resources={"engines_per_gpu": 2})
     result = {"rows": rows, "told": told, "states": states, "shared": shared, "rows_shared": rows_shared}
+    result |= {"later": later, "shared_later": shared_later, "groups_later": len(placement_group_table()) - len(states)}
     print(json.dumps(result))
 
 

@@ -49,7 +49,7 @@ def test_one_gpu_a_replica_is_asked_of_the_actor_itself(place):
 
 def test_several_gpus_a_replica_are_asked_of_the_actor_in_a_group_of_its_own(place):
     found = place([gpus(4)], engine={"tensor_parallel_size": 2, "pipeline_parallel_size": 2})
-    assert found == Placement("gpu", {"num_cpus": 0, "num_gpus": 4}, [{"GPU": 4}])
+    assert found == Placement("gpu", {"num_cpus": 0, "num_gpus": 4}, {"GPU": 4})
 
 
 def test_replicas_that_come_and_go_leave_no_group_behind(place):
@@ -60,13 +60,13 @@ def test_replicas_that_come_and_go_leave_no_group_behind(place):
 def test_engines_that_share_a_gpu_each_ask_for_their_part_of_it(place):
     shared = place([gpus(4)]).shared(4)
     assert (shared.actor_args, shared.engines_per_gpu) == ({"num_cpus": 0, "num_gpus": 0.25}, 4)
-    assert shared.bundles == [{"GPU": 1}]
+    assert shared.bundle == {"GPU": 1}
 
 
 def test_engines_that_share_a_gpu_of_a_model_find_it_in_their_group(place):
     shared = place([gpus(4, kind=H100)], resources={"accelerator_type": "H100"}).shared(2)
-    assert shared.actor_args == {"num_cpus": 0, "num_gpus": 0.5}
-    assert shared.bundles == [{"GPU": 1, "accelerator_type:H100": 0.001}]
+    assert shared.actor_args == {"num_cpus": 0, "num_gpus": 0.5, "accelerator_type": "H100"}
+    assert shared.bundle == {"GPU": 1, "accelerator_type:H100": 0.002}
 
 
 def test_replicas_on_cpus_share_no_gpu(place):
@@ -79,9 +79,10 @@ def test_a_gpu_model_is_asked_of_the_actor(place):
     assert found.actor_args == {"num_cpus": 0, "num_gpus": 1, "accelerator_type": "H100"}
 
 
-def test_a_gpu_model_is_asked_of_the_group(place):
+def test_a_gpu_model_is_in_the_group_of_who_asks_for_it(place):
     found = place([gpus(2, kind=H100)], resources={"accelerator_type": "H100"}, engine={"tensor_parallel_size": 2})
-    assert found.bundles == [{"GPU": 2, "accelerator_type:H100": 0.001}]
+    assert found.actor_args == {"num_cpus": 0, "num_gpus": 2, "accelerator_type": "H100"}
+    assert found.bundle == {"GPU": 2, "accelerator_type:H100": 0.001}
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,7 @@ def test_a_cluster_that_can_grow_is_waited_for(place):
 
 
 def test_a_cluster_that_can_grow_is_refused_nothing(place):
-    assert place([gpus(1)], autoscaling=True, engine={"tensor_parallel_size": 8}).bundles == [{"GPU": 8}]
+    assert place([gpus(1)], autoscaling=True, engine={"tensor_parallel_size": 8}).bundle == {"GPU": 8}
 
 
 @pytest.mark.parametrize(
@@ -222,7 +223,7 @@ def test_the_second_autoscalers_label_tells_it_too(labels, found):
 
 
 def test_every_replica_gets_a_group_of_its_own(cluster):
-    groups = ReplicaGroups([{"CPU": 0.01}, {"CPU": 0.01}])
+    groups = ReplicaGroups({"CPU": 0.01})
     make = groups.as_remote_args_fn()
     strategies = [make()["scheduling_strategy"] for _ in range(2)]
     groups.remove()
@@ -230,7 +231,7 @@ def test_every_replica_gets_a_group_of_its_own(cluster):
 
 
 def test_a_group_lies_on_one_node(cluster):
-    groups = ReplicaGroups([{"CPU": 0.01}, {"CPU": 0.01}])
+    groups = ReplicaGroups({"CPU": 0.01})
     strategy = groups.as_remote_args_fn()()["scheduling_strategy"]
     ray.get(strategy.placement_group.ready(), timeout=30)
     table = placement_group_table(strategy.placement_group)
@@ -239,7 +240,7 @@ def test_a_group_lies_on_one_node(cluster):
 
 
 def test_groups_are_given_back(cluster):
-    groups = ReplicaGroups([{"CPU": 0.01}])
+    groups = ReplicaGroups({"CPU": 0.01})
     group = groups.as_remote_args_fn()()["scheduling_strategy"].placement_group
     groups.remove()
     groups.remove()

@@ -36,11 +36,12 @@ def test_no_more_groups_are_made_than_there_are_replicas(outcome):
 
 def test_a_group_is_packed_on_one_node_and_has_the_gpus_of_one_replica(outcome):
     for told in outcome["told"]:
-        assert (told["strategy"], told["bundles"]) == ("STRICT_PACK", [{"GPU": 2.0}])
+        assert (told["strategy"], told["bundles"]) == ("STRICT_PACK", [{"GPU": 2.0, "accelerator_type:H100": 0.001}])
 
 
-def test_a_replica_has_all_of_its_gpus_and_no_other(outcome):
-    first, second = [told["gpus"] for told in outcome["told"]]
+@pytest.mark.parametrize("run", ["told", "later"])
+def test_a_replica_has_all_of_its_gpus_and_no_other(outcome, run):
+    first, second = [told["gpus"] for told in outcome[run]]
     assert (len(first), len(second)) == (2, 2)
     assert not {*first} & {*second}
 
@@ -49,8 +50,13 @@ def test_all_groups_are_removed_at_the_end(outcome):
     assert set(outcome["states"]) == {"REMOVED"}
 
 
-def test_engines_that_share_a_gpu_are_two_processes_on_one_of_them(outcome):
-    first, second = outcome["shared"]
+def test_a_ray_data_that_has_no_place_for_a_group_gets_none(outcome):
+    assert outcome["groups_later"] == 0
+
+
+@pytest.mark.parametrize("run", ["shared", "shared_later"])
+def test_engines_that_share_a_gpu_are_two_processes_on_one_of_them(outcome, run):
+    first, second = outcome[run]
     assert (first["gpus"], second["gpus"]) == (0.5, 0.5)
     assert first["pid"] != second["pid"]
     assert first["which"] == second["which"]

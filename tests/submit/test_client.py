@@ -511,6 +511,8 @@ def real_job(stack):
     cluster.submit(request)
     shown = []
     info = follow(cluster, request.submission_id, shown.append)
+    # Ray has this line in a buffer while it starts the process, which may be quicker
+    shown = [line for line in shown if not line.startswith("Running entrypoint for job")]
     return cluster, request, shown, info
 
 
