@@ -45,7 +45,8 @@ types: venv
 
 UNIT := -m "not e2e and not slow and not chaos and not chaos_runs and not chaos_real"
 
-unit: unit-job unit-others
+unit:
+	$(MAKE) --keep-going unit-job unit-others
 
 unit-job: venv
 	$(BIN)/pytest -q $(UNIT) tests/job

@@ -25,6 +25,7 @@ from rayferry.job.spec import parse
 REPLICAS = 2
 KIND = "H100"
 MAP_BATCHES = Dataset.map_batches
+NAMED = set()  # the further arguments that it got, without a place for groups
 WAIT_S = 60.0
 
 
@@ -93,8 +94,8 @@ def carry_out(folder, predictor, **changes):
 
 
 def map_batches_of_2_64(self, fn, *, batch_size, batch_format, fn_constructor_kwargs, compute, **named):
-    """`Dataset.map_batches` with the arguments of a replica on GPUs that Ray will keep."""
-    assert named.keys() == {"num_cpus", "num_gpus", "accelerator_type"}, named
+    """`Dataset.map_batches` without what Ray will take away."""
+    NAMED.update(named)
     named |= {"fn_constructor_kwargs": fn_constructor_kwargs, "compute": compute}
     return MAP_BATCHES(self, fn, batch_size=batch_size, batch_format=batch_format, **named)
 
@@ -105,14 +106,14 @@ def main():
     ray.init("local", num_cpus=8, num_gpus=4, resources=kinds, include_dashboard=False, log_to_driver=False)
     parallel = {"engine": {"tensor_parallel_size": 2}, "replicas": REPLICAS}
     told, rows = carry_out(folder / "groups", Replica, **parallel)
-    states = [group["state"] for group in placement_group_table().values()]
     shared, rows_shared = carry_out(folder / "shared", Sharer, resources={"engines_per_gpu": 2})
-    states += [group["state"] for group in placement_group_table().values()][len(states) :]
+    states = [group["state"] for group in placement_group_table().values()]
     Dataset.map_batches = map_batches_of_2_64
     later, _ = carry_out(folder / "later", Replica, **parallel)
     shared_later, _ = carry_out(folder / "shared-later", Sharer, resources={"engines_per_gpu": 2})
     result = {"rows": rows, "told": told, "states": states, "shared": shared, "rows_shared": rows_shared}
-    result |= {"later": later, "shared_later": shared_later, "groups_later": len(placement_group_table()) - len(states)}
+    result |= {"later": later, "shared_later": shared_later, "named": sorted(NAMED)}
+    result["groups_later"] = len(placement_group_table()) - len(states)
     print(json.dumps(result))
 
 

@@ -51,7 +51,9 @@ def test_all_groups_are_removed_at_the_end(outcome):
 
 
 def test_a_ray_data_that_has_no_place_for_a_group_gets_none(outcome):
+    assert outcome["named"] == ["accelerator_type", "num_cpus", "num_gpus"]
     assert outcome["groups_later"] == 0
+    assert [told for told in outcome["later"] if "group" in told] == []
 
 
 @pytest.mark.parametrize("run", ["shared", "shared_later"])
