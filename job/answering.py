@@ -74,10 +74,10 @@ def answer(  # noqa: PLR0913  # what it brings together
 
     from rayferry.job.predictor import LLMPredictor
 
-    groups = ReplicaGroups(placement.bundle, placement.engines_per_gpu) if placement.bundle else None
+    groups = ReplicaGroups(placement.bundle, placement.engines_per_gpu)
     options = placement.actor_args
     # Ray 2.64 will have no place for it; without a group the GPUs of a replica are of one node, too.
-    if groups and "ray_remote_args_fn" in inspect.signature(dataset.map_batches).parameters:
+    if placement.bundle and "ray_remote_args_fn" in inspect.signature(dataset.map_batches).parameters:
         options = options | {"ray_remote_args_fn": groups.as_remote_args_fn()}
     if pieces.equal is not None:
         dataset = dataset.repartition(pieces.equal)
@@ -106,5 +106,4 @@ def answer(  # noqa: PLR0913  # what it brings together
             raise JobError(now.failure) from error
         raise
     finally:
-        if groups:
-            groups.remove()
+        groups.remove()

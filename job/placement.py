@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +61,7 @@ class Placement:
     Attributes:
         device: `gpu` or `cpu`.
         actor_args: what the actor itself asks of Ray.
-        bundle: the placement group that each replica gets for itself, or those that share a GPU; None if none.
+        bundle: the placement group that each replica gets for itself, or those that share a GPU; empty if none.
         note: what a user should know about the choice, or "".
         engines_per_gpu: replicas that share a GPU.
         is_certain: False where the nodes that are there do not hold it, and nobody knows what the autoscaler may start.
@@ -69,7 +69,7 @@ class Placement:
 
     device: str
     actor_args: dict[str, Any]
-    bundle: dict[str, float] | None = None
+    bundle: dict[str, float] = field(default_factory=dict)
     note: str = ""
     is_certain: bool = True
     engines_per_gpu: int = 1
@@ -127,7 +127,7 @@ def plan(spec: JobSpec, nodes: Sequence[Node], *, autoscaling: bool, most: Seque
     note = "" if has_gpus else "no node has a GPU yet: waiting for the autoscaler (resources.device: cpu takes CPUs)"
     has_group = size > 1 and not isinstance(spec.replicas, ReplicaRange)
     args = {"num_cpus": 0, "num_gpus": size} | extra
-    return Placement("gpu", args, _bundle(size, kind) if has_group else None, note, is_certain)
+    return Placement("gpu", args, _bundle(size, kind) if has_group else {}, note, is_certain)
 
 
 def _check_room(spec: JobSpec, nodes: Sequence[Node]) -> None:
